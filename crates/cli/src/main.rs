@@ -1,0 +1,2 @@
+//! The collective command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Versions of disks at rest: blocks, frames, packs, indexes and signed manifests, published, fetched, verified and pruned.

@@ -1,0 +1,1 @@
+//! The provider's side: accounts, entitlements, locks and repositories over HTTPS.
