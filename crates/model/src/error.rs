@@ -2,7 +2,7 @@
 //!
 //! Callers decide by [`ErrorKind`] only; it maps to an HTTP status and to the exit code of the command, here and
 //! nowhere else. The message names the thing; the cause is kept apart and is printed once, by whoever talks
-//! to the user; so is the hint. See `docs/decisions/0003-one-error.md`.
+//! to the user; so is the hint. See `docs/decisions/0002-one-error.md`.
 
 use std::error::Error as StdError;
 use std::fmt;

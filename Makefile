@@ -1,0 +1,27 @@
+# The two commands of the README, and the shorter ones behind them.
+
+.PHONY: demo test bench tidy build clean
+
+# The main job on a real Debian appliance. KEEP=1 leaves it running and says how to look around.
+demo:
+	@scripts/install-packages demo
+	@cargo xtask demo
+
+# Everything that must pass, in the order of cost.
+test:
+	@scripts/install-packages test
+	@cargo xtask test
+
+# Our figures beside those of peers, in one run; see docs/performance.md. QUICK=1 for the short form.
+bench:
+	@scripts/install-packages bench
+	@cargo run --quiet --release --package collective-bench
+
+tidy:
+	@cargo xtask tidy
+
+build:
+	@cargo build --release --package collective-cli
+
+clean:
+	@cargo clean
