@@ -1,0 +1,181 @@
+//! What the host knows of itself, of its appliances and of their versions.
+
+use collective_model::{
+    ApplianceName, HostId, HostName, OperationId, Timestamp, UserName, Version,
+};
+use serde::{Deserialize, Serialize};
+
+/// The host itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// What people call it; none before it joined.
+    pub name: Option<HostName>,
+    /// Its id at the server; none while it is a guest there.
+    pub id: Option<HostId>,
+    /// The release of the daemon.
+    pub release: String,
+    /// Its process.
+    pub pid: u32,
+    /// The server it is tied to.
+    pub server: Option<ServerStatus>,
+    /// Who is logged in.
+    pub sessions: Vec<Session>,
+    /// The cache.
+    pub cache: CacheStatus,
+    /// What runs the machines; none until it was probed.
+    pub accelerator: Option<AcceleratorStatus>,
+    /// Minutes between backups of a running appliance's user disk; 0: only when it stops.
+    pub publish_minutes: u32,
+}
+
+/// The server of a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Where it is.
+    pub url: String,
+    /// SHA-256 of its certificate authority.
+    pub fingerprint: String,
+    /// Whether it answered when it was last asked.
+    pub reachable: bool,
+}
+
+/// A person who is logged in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// Who.
+    pub user: UserName,
+    /// Whether the server took the log-in; else the last password that worked here did.
+    pub online: bool,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// How full the cache is, and what it was filled with since the daemon started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheStatus {
+    /// Bytes it may hold.
+    pub capacity_bytes: u64,
+    /// Bytes it holds.
+    pub used_bytes: u64,
+    /// Bytes that crossed the network, since the directory was made.
+    pub fetched_bytes: u64,
+}
+
+/// What runs the machines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcceleratorStatus {
+    /// `kvm` or `tcg`.
+    pub name: String,
+    /// Why this one.
+    pub why: String,
+}
+
+/// Where an appliance is in its life here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InstanceState {
+    /// Not running.
+    Stopped,
+    /// Waits for memory or a place.
+    Queued,
+    /// On its way up.
+    Starting,
+    /// Its guest runs.
+    Running,
+    /// Its guest is held, with a reason.
+    Paused,
+    /// On its way down.
+    Stopping,
+}
+
+/// One appliance that a user may start, as this host sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ApplianceStatus {
+    /// Its name.
+    pub name: ApplianceName,
+    /// Whose list it is in.
+    pub user: UserName,
+    /// Its latest published version, as last heard.
+    pub latest: Option<Version>,
+    /// Where it is in its life.
+    pub state: InstanceState,
+    /// Why it is paused, or why it is not running although it should be.
+    pub reason: Option<String>,
+    /// The version that runs, if it runs.
+    pub running: Option<Version>,
+    /// Whether a newer version waits for the next start.
+    pub restart_needed: bool,
+    /// Seconds from start until the guest's agent answered, of the last start.
+    pub boot_seconds: Option<f64>,
+    /// What was fetched of the system disk that runs.
+    pub fetched: Option<Fetched>,
+    /// The user disk, if it has one.
+    pub user_disk: Option<UserDiskStatus>,
+    /// Who holds the subscription's lock, as last heard.
+    pub lock: Option<LockHolder>,
+    /// Work that goes on.
+    pub operation: Option<OperationId>,
+}
+
+/// What is here of a disk that is paged in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Fetched {
+    /// Bytes of the disk that are here.
+    pub bytes: u64,
+    /// The size of the disk.
+    pub size_bytes: u64,
+    /// The share of the disk, from 0 to 1.
+    pub share: f64,
+}
+
+/// A user disk and its backup.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserDiskStatus {
+    /// The version that was published last from here, or that the disk here is made on.
+    pub version: Option<Version>,
+    /// When it was published.
+    pub published: Option<Timestamp>,
+    /// Bytes written here that are not published yet; at 0 it is safe to leave.
+    pub backlog_bytes: u64,
+    /// Why the last backup failed, until one succeeds.
+    pub problem: Option<String>,
+    /// Files of layers that could not be published because the lock was lost.
+    pub kept: Vec<String>,
+}
+
+/// Who holds a lock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockHolder {
+    /// On which host, by its name.
+    pub host: String,
+    /// Whether that is this host.
+    pub here: bool,
+    /// Since when.
+    pub since: Timestamp,
+    /// When it was last heard of.
+    pub seen: Option<Timestamp>,
+    /// What it said it has not backed up.
+    pub backlog_bytes: Option<u64>,
+}
+
+/// The versions of an appliance and of the user disk that goes with it, newest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    /// What the administrator published.
+    pub appliance: Vec<VersionStatus>,
+    /// What was backed up.
+    pub user_disk: Vec<VersionStatus>,
+}
+
+/// One version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionStatus {
+    /// Its number.
+    pub version: Version,
+    /// When it was published.
+    pub time: Timestamp,
+    /// The size of its disks.
+    pub size_bytes: u64,
+    /// What its publisher says of it.
+    pub notes: String,
+}
