@@ -1,0 +1,216 @@
+//! Objects over HTTP: any static web server to read, the Collective server to publish.
+//!
+//! Reads are `GET` with `Range`; the answer is taken in no further than what was asked for, so a lying server cannot fill the
+//! memory, and one that stalls is given up. Writes are `PUT`; the `PUT` of a manifest is the commit and carries the writer's epoch. The server
+//! says what went wrong in JSON; a stranger's status is mapped to the nearest kind. Retrying is the caller's.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use collective_model::{Epoch, Error, ErrorKind, Result, ResultExt, Version};
+use reqwest::header::{CONTENT_LENGTH, RANGE};
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use serde::Deserialize;
+
+use super::{Backend, Commit, Listed, ObjectName, decode_latest, not_found, too_short};
+
+/// The header that carries the fencing number of the writer's lock.
+const EPOCH_HEADER: &str = "Collective-Epoch";
+
+/// No byte for this long, and the server counts as away.
+const STALL: Duration = Duration::from_secs(30);
+
+/// The slowest line on which an upload is still waited for.
+const SLOWEST_BYTES_PER_SECOND: u64 = 16 << 10;
+
+/// Text of an error answer that is read at most.
+const MAX_ERROR_BYTES: usize = 64 << 10;
+
+/// A list of objects that is read at most: some 100,000 of them.
+const MAX_LIST_BYTES: usize = 32 << 20;
+
+/// Reads and publishes over HTTP.
+#[derive(Clone, Debug)]
+pub struct Http {
+    client: Client,
+    base: String,
+    epoch: Epoch,
+}
+
+impl Http {
+    /// Makes a backend of the objects below `base`, such as `https://server/v1/repositories/<id>`; `epoch` goes with every write.
+    #[must_use]
+    pub fn new(client: Client, base: &str, epoch: Epoch) -> Self {
+        Self { client, base: base.trim_end_matches('/').to_owned(), epoch }
+    }
+
+    fn url(&self, name: &ObjectName) -> String {
+        format!("{}/{name}", self.base)
+    }
+
+    async fn send(&self, what: &str, request: RequestBuilder, wait: Duration) -> Result<Response> {
+        let unreachable = || format!("cannot {what} at {}", self.base);
+        tokio::time::timeout(wait, request.send())
+            .await
+            .or_error(ErrorKind::Unavailable, unreachable)?
+            .or_error(ErrorKind::Unavailable, unreachable)
+    }
+
+    /// Turns an answer that is no success into an error.
+    async fn accept(&self, what: &str, response: Response) -> Result<Response> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let text = body(response, MAX_ERROR_BYTES, "the server's answer").await.unwrap_or_default();
+        let message = format!("cannot {what} at {}", self.base);
+        if let Ok(answer) = serde_json::from_slice::<ErrorAnswer>(&text) {
+            let mut cause = Error::new(answer.error.kind, answer.error.message);
+            if let Some(hint) = answer.error.hint {
+                cause = cause.with_hint(hint);
+            }
+            return Err(cause.context(message));
+        }
+        let kind = ErrorKind::of_http_status(status.as_u16());
+        Err(Error::new(kind, format!("{message}: the server answered {status}")))
+    }
+
+    async fn put(&self, name: &ObjectName, bytes: Bytes, epoch: Epoch) -> Result<()> {
+        let what = format!("write {name}");
+        let wait = STALL + Duration::from_secs(bytes.len() as u64 / SLOWEST_BYTES_PER_SECOND);
+        let request = self
+            .client
+            .put(self.url(name))
+            .header(EPOCH_HEADER, epoch.to_string())
+            .header(CONTENT_LENGTH, bytes.len())
+            .body(bytes);
+        let response = self.send(&what, request, wait).await?;
+        self.accept(&what, response).await.map(drop)
+    }
+}
+
+/// What the server says when it refuses.
+#[derive(Deserialize)]
+struct ErrorAnswer {
+    error: ErrorBody,
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    kind: ErrorKind,
+    message: String,
+    hint: Option<String>,
+}
+
+/// Takes in a body of `limit` bytes at most; more is `Corrupt`.
+async fn body(mut response: Response, limit: usize, what: &str) -> Result<Bytes> {
+    let cut = || format!("{what} was cut off");
+    let mut bytes = BytesMut::new();
+    loop {
+        let chunk = tokio::time::timeout(STALL, response.chunk())
+            .await
+            .or_error(ErrorKind::Unavailable, cut)?
+            .or_error(ErrorKind::Unavailable, cut)?;
+        let Some(chunk) = chunk else { return Ok(bytes.freeze()) };
+        if bytes.len() + chunk.len() > limit {
+            let message = format!("{what} is longer than {limit} bytes");
+            return Err(Error::new(ErrorKind::Corrupt, message));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+}
+
+#[async_trait]
+impl Backend for Http {
+    async fn read(&self, name: &ObjectName, range: Option<Range<u64>>) -> Result<Bytes> {
+        if range.as_ref().is_some_and(Range::is_empty) {
+            return Ok(Bytes::new());
+        }
+        let what = format!("read {name}");
+        let mut request = self.client.get(self.url(name));
+        if let Some(range) = &range {
+            request = request.header(RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+        }
+        let response = self.send(&what, request, STALL).await?;
+        match response.status() {
+            StatusCode::NOT_FOUND => return Err(not_found(name)),
+            StatusCode::RANGE_NOT_SATISFIABLE => {
+                let needed = range.map_or(0, |range| range.end);
+                let message = format!("{name} is cut short: {needed} bytes are needed");
+                return Err(Error::new(ErrorKind::Corrupt, message));
+            }
+            _ => {}
+        }
+        let response = self.accept(&what, response).await?;
+        let partial = response.status() == StatusCode::PARTIAL_CONTENT;
+        let text = name.to_string();
+        let Some(range) = range else {
+            return body(response, name.limit_bytes() as usize, &text).await;
+        };
+        let length = (range.end - range.start) as usize;
+        if partial {
+            let bytes = body(response, length, &text).await?;
+            if bytes.len() < length {
+                return Err(too_short(name, range.start + bytes.len() as u64, range.end));
+            }
+            return Ok(bytes);
+        }
+        // A server that knows no ranges sends it all.
+        let bytes = body(response, name.limit_bytes() as usize, &text).await?;
+        if (bytes.len() as u64) < range.end {
+            return Err(too_short(name, bytes.len() as u64, range.end));
+        }
+        Ok(bytes.slice(range.start as usize..range.end as usize))
+    }
+
+    async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {
+        let what = format!("look at {name}");
+        let response = self.send(&what, self.client.head(self.url(name)), STALL).await?;
+        if response.status() == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        let response = self.accept(&what, response).await?;
+        // The length of the body that a GET would have; the body of this answer is empty.
+        let length = response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+        length.and_then(|text| text.parse().ok()).map(Some).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unavailable,
+                format!("the server does not say how long {name} is"),
+            )
+        })
+    }
+
+    async fn write(&self, name: &ObjectName, bytes: Bytes) -> Result<()> {
+        self.put(name, bytes, self.epoch).await
+    }
+
+    /// Asks for `<base>/?prefix=<prefix>`, which the Collective server answers with JSON. A static web server cannot list.
+    async fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+        let what = format!("list {prefix}");
+        let request = self.client.get(format!("{}/?prefix={prefix}", self.base));
+        let response = self.send(&what, request, STALL).await?;
+        let response = self.accept(&what, response).await?;
+        let text = body(response, MAX_LIST_BYTES, "the list of objects").await?;
+        serde_json::from_slice(&text)
+            .or_error(ErrorKind::Unavailable, || format!("{} lists no objects", self.base))
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<()> {
+        let message = format!("{name} cannot be removed over HTTP");
+        Err(Error::new(ErrorKind::Invalid, message).with_hint("prune where the repository is"))
+    }
+
+    async fn head(&self) -> Result<Option<Version>> {
+        match self.read(&ObjectName::Latest, None).await {
+            Ok(bytes) => decode_latest(&bytes).map(Some),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<()> {
+        self.put(&ObjectName::Manifest(commit.version), commit.manifest, commit.epoch).await
+    }
+}
