@@ -1,0 +1,10 @@
+//! The crate as its users see it: each module checks one part against the world outside.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails its test")]
+
+#[path = "disk/export.rs"]
+mod export;
+#[path = "disk/hostile.rs"]
+mod hostile;
+#[path = "disk/support.rs"]
+mod support;
