@@ -1,0 +1,211 @@
+//! `collective status`: this computer, who is here, what runs and what goes on; and waiting until it is safe to leave.
+
+use std::time::Duration;
+
+use clap::Args;
+use collective_api::HostClient;
+use collective_api::host::{ApplianceStatus, HostStatus, Operation};
+use collective_model::{ApplianceName, ByteCount, Result};
+
+use crate::context::{Context, now};
+use crate::progress::{Meter, Step};
+use crate::table::{draw, figures, words};
+use crate::text;
+use crate::verbs::list;
+use crate::wait;
+
+/// How often the host is asked while we wait: backlogs shrink over minutes, and a person looks at it.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
+/// Show how this computer and its appliances stand
+///
+/// With --wait it comes back when nothing goes on any more and everything is backed up: when it is safe to leave.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  collective status\n  collective status debian --wait")]
+pub struct Arguments {
+    /// Only this appliance, in more detail
+    appliance: Option<ApplianceName>,
+    /// Wait until no work goes on and everything is backed up
+    #[arg(long)]
+    wait: bool,
+}
+
+pub async fn run(arguments: Arguments, context: &Context) -> Result<u8> {
+    let client = context.host()?;
+    if arguments.wait {
+        let meter = context.output.meter("backing up");
+        let rest = until_safe(&client, arguments.appliance.as_ref(), &meter);
+        if wait::or_interrupt(rest).await?.is_none() {
+            meter.note("The host goes on with it.");
+            return Ok(wait::INTERRUPTED);
+        }
+    }
+    match &arguments.appliance {
+        Some(name) => {
+            let appliance = client.appliance(name).await?;
+            context.output.say("appliance", &appliance, || detail(&appliance));
+        }
+        None => overview(context, &client).await?,
+    }
+    Ok(0)
+}
+
+async fn overview(context: &Context, client: &HostClient) -> Result<()> {
+    let host = client.host().await?;
+    let operations = client.operations().await?;
+    let appliances = match host.sessions.is_empty() {
+        true => Vec::new(),
+        false => client.appliances().await?,
+    };
+    context.output.say("host", &host, || about_host(&host));
+    for appliance in &appliances {
+        context.output.object("appliance", appliance);
+    }
+    for operation in &operations {
+        context.output.object("operation", operation);
+    }
+    if !context.output.is_json() {
+        if !appliances.is_empty() {
+            context.output.text(&format!("\n{}", list::table(&appliances)));
+        }
+        let running: Vec<&Operation> =
+            operations.iter().filter(|operation| !operation.state.is_over()).collect();
+        if !running.is_empty() {
+            context.output.text(&format!("\n{}", work(&running)));
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the appliance, or every one, has no work and no backlog.
+async fn until_safe(
+    client: &HostClient,
+    only: Option<&ApplianceName>,
+    meter: &Meter,
+) -> Result<()> {
+    let mut most = 0;
+    loop {
+        let appliances = match only {
+            Some(name) => vec![client.appliance(name).await?],
+            None => client.appliances().await?,
+        };
+        let left: u64 = appliances.iter().map(backlog).sum();
+        let busy = appliances.iter().any(|appliance| appliance.operation.is_some());
+        if left == 0 && !busy {
+            return Ok(());
+        }
+        most = most.max(left);
+        let problem = appliances.iter().find_map(|appliance| {
+            let problem = appliance.user_disk.as_ref()?.problem.as_ref()?;
+            Some(format!("{}: {problem}", appliance.name))
+        });
+        meter.step(&Step {
+            stage: problem.unwrap_or_else(|| format!("{} left", ByteCount(left))),
+            done_bytes: most - left,
+            total_bytes: Some(most),
+            ..Step::default()
+        });
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+fn backlog(appliance: &ApplianceStatus) -> u64 {
+    appliance.user_disk.as_ref().map_or(0, |disk| disk.backlog_bytes)
+}
+
+fn about_host(host: &HostStatus) -> String {
+    let name = host.name.as_ref().map_or("this computer", |name| name.as_str());
+    let mut lines =
+        vec![format!("host     {name}, release {}, process {}", host.release, host.pid)];
+    lines.push(match &host.server {
+        None => "server   none yet: `collective join URL`".to_owned(),
+        Some(server) => format!(
+            "server   {}, {}",
+            server.url,
+            if server.reachable { "answers" } else { "cannot be reached" }
+        ),
+    });
+    lines.push(match host.sessions.as_slice() {
+        [] => "people   nobody is logged in".to_owned(),
+        sessions => {
+            let people: Vec<String> = sessions
+                .iter()
+                .map(|session| {
+                    let offline = if session.online { "" } else { ", without the server" };
+                    format!("{} (since {}{offline})", session.user, text::ago(session.since, now()))
+                })
+                .collect();
+            format!("people   {}", people.join(", "))
+        }
+    });
+    lines.push(format!(
+        "cache    {} of {}, {} fetched so far",
+        ByteCount(host.cache.used_bytes),
+        ByteCount(host.cache.capacity_bytes),
+        ByteCount(host.cache.fetched_bytes)
+    ));
+    if let Some(accelerator) = &host.accelerator {
+        lines.push(format!("runs on  {}: {}", accelerator.name, accelerator.why));
+    }
+    lines.join("\n")
+}
+
+fn work(operations: &[&Operation]) -> String {
+    let rows = operations
+        .iter()
+        .map(|operation| {
+            let appliance = operation.appliance.as_ref().map_or("-", ApplianceName::as_str);
+            vec![
+                operation.verb.clone(),
+                appliance.to_owned(),
+                operation.percent.map_or_else(|| "-".to_owned(), |percent| format!("{percent}%")),
+                operation.stage.clone(),
+                operation.id.to_string(),
+            ]
+        })
+        .collect();
+    let columns =
+        [words("WORK"), words("APPLIANCE"), figures("DONE"), words("STAGE"), words("OPERATION")];
+    draw(&columns, rows, "")
+}
+
+fn detail(appliance: &ApplianceStatus) -> String {
+    let mut lines = vec![format!("{}  {}", appliance.name, list::state(appliance.state))];
+    let mut line = |label: &str, text: String| lines.push(format!("  {label:<11}{text}"));
+    if let Some(reason) = &appliance.reason {
+        line("because", reason.clone());
+    }
+    match (appliance.running, appliance.latest) {
+        (Some(running), Some(latest)) if running != latest => {
+            line("version", format!("{running}; {latest} waits for the next start"));
+        }
+        (Some(version), _) | (None, Some(version)) => line("version", version.to_string()),
+        (None, None) => line("version", "none published yet".to_owned()),
+    }
+    if let Some(seconds) = appliance.boot_seconds {
+        let took = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        line("boot", text::duration(took));
+    }
+    if let Some(fetched) = &appliance.fetched {
+        let (bytes, size) = (ByteCount(fetched.bytes), ByteCount(fetched.size_bytes));
+        line("here", format!("{bytes} of {size} ({})", text::percent(fetched.share)));
+    }
+    if let Some(disk) = &appliance.user_disk {
+        let version = disk.version.map_or_else(|| "none yet".to_owned(), |v| v.to_string());
+        let when = disk
+            .published
+            .map_or_else(String::new, |time| format!(", backed up {}", text::ago(time, now())));
+        line("user disk", format!("{version}{when}; {}", list::backup(disk.backlog_bytes)));
+        if let Some(problem) = &disk.problem {
+            line("backup", format!("fails: {problem}"));
+        }
+        for file in &disk.kept {
+            line("kept aside", file.clone());
+        }
+    }
+    if let Some(lock) = &appliance.lock {
+        let place = if lock.here { "this computer" } else { lock.host.as_str() };
+        line("held by", format!("{place}, since {}", text::ago(lock.since, now())));
+    }
+    lines.join("\n")
+}

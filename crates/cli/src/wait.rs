@@ -1,0 +1,94 @@
+//! Waiting for work that the host daemon does: shown while it goes on, left alone when the person leaves.
+//!
+//! The first Ctrl-C only stops watching: the daemon works on, and we say how to look. Where the work may be cancelled, a
+//! second press within [`SECOND_PRESS`] cancels it.
+
+use std::time::Duration;
+
+use collective_api::HostClient;
+use collective_api::host::Operation;
+use collective_model::{ErrorKind, Result, ResultExt as _};
+
+use crate::context::Context;
+use crate::progress::{Meter, Step};
+
+/// How long a second Ctrl-C counts as one: time to read the line that offers it.
+const SECOND_PRESS: Duration = Duration::from_secs(3);
+
+/// What a shell expects of a command that was interrupted: 128 and the number of SIGINT.
+pub const INTERRUPTED: u8 = 130;
+
+/// How waiting ended.
+pub enum Ended {
+    /// The work is done.
+    Done(Box<Operation>),
+    /// The person left; the work goes on in the daemon.
+    Left,
+}
+
+/// Waits for the end of `operation` and shows how far it is. With `stay` false it only says what was begun.
+pub async fn finish(
+    context: &Context,
+    client: &HostClient,
+    operation: Operation,
+    stay: bool,
+) -> Result<Ended> {
+    if !stay {
+        context.output.say("operation", &operation, || {
+            format!("begun; `collective status` shows how far it is (operation {})", operation.id)
+        });
+        return Ok(Ended::Left);
+    }
+    let meter = context.output.meter(&label(&operation));
+    let (id, may_cancel) = (operation.id, operation.may_cancel);
+    let work = client.finish(operation, |operation| meter.step(&step(operation)));
+    tokio::pin!(work);
+    tokio::select! {
+        done = &mut work => return done.map(|operation| Ended::Done(Box::new(operation))),
+        pressed = tokio::signal::ctrl_c() => heard(pressed)?,
+    }
+    leave(&meter, may_cancel);
+    if !may_cancel {
+        return Ok(Ended::Left);
+    }
+    tokio::select! {
+        done = &mut work => return done.map(|operation| Ended::Done(Box::new(operation))),
+        () = tokio::time::sleep(SECOND_PRESS) => return Ok(Ended::Left),
+        pressed = tokio::signal::ctrl_c() => heard(pressed)?,
+    }
+    meter.note("cancelling");
+    client.cancel(id).await?;
+    work.await.map(|operation| Ended::Done(Box::new(operation)))
+}
+
+/// Runs work of this process until it is done or the person presses Ctrl-C; then it is dropped, and what it started
+/// with it.
+pub async fn or_interrupt<T>(work: impl Future<Output = Result<T>>) -> Result<Option<T>> {
+    tokio::select! {
+        done = work => done.map(Some),
+        pressed = tokio::signal::ctrl_c() => heard(pressed).map(|()| None),
+    }
+}
+
+fn heard(pressed: std::io::Result<()>) -> Result<()> {
+    pressed.or_error(ErrorKind::Internal, || "cannot wait for Ctrl-C".to_owned())
+}
+
+fn leave(meter: &Meter, may_cancel: bool) {
+    meter.note("The host goes on with it; `collective status` shows how far it is.");
+    if may_cancel {
+        meter.note("Press Ctrl-C again now to cancel it.");
+    }
+}
+
+fn label(operation: &Operation) -> String {
+    match &operation.appliance {
+        Some(appliance) => format!("{} {appliance}", operation.verb),
+        None => operation.verb.clone(),
+    }
+}
+
+fn step(operation: &Operation) -> Step {
+    let step = Step::new(&operation.stage, operation.progress());
+    Step { percent: operation.percent, ..step }
+}

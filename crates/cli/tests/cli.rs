@@ -1,0 +1,12 @@
+//! The command as a user runs it: what its help says, how it fails, and what a program reads of it.
+//!
+//! No test here needs QEMU or root; the whole system is tested by `cargo xtask`.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails its test")]
+
+#[path = "cli/help.rs"]
+mod help;
+#[path = "cli/mistakes.rs"]
+mod mistakes;
+#[path = "cli/runner.rs"]
+mod runner;
