@@ -60,7 +60,7 @@ pub struct Everywhere {
 }
 
 /// The verbs by what they are for, as the help lists them.
-const CHAPTERS: [(&str, &[&str]); 3] = [
+const CHAPTERS: [(&str, &[&str]); 4] = [
     (
         "Appliances",
         &[
@@ -69,6 +69,7 @@ const CHAPTERS: [(&str, &[&str]); 3] = [
         ],
     ),
     ("This computer", &["login", "logout", "join"]),
+    ("Administration", &["appliance"]),
     ("The rest", &["completion", "exit-codes", "help"]),
 ];
 

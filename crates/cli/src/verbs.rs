@@ -3,6 +3,7 @@
 //! A verb is its arguments (a struct that clap fills, whose comments are its help) and `run`, which asks a library or a
 //! daemon and says what came back. Nothing is decided here that a library could decide.
 
+mod appliance;
 mod completion;
 mod delete;
 mod exec;
@@ -42,6 +43,7 @@ pub enum Verb {
     Publish(publish::Arguments),
     Reset(reset::Arguments),
     Delete(delete::Arguments),
+    Appliance(appliance::Arguments),
     Completion(completion::Arguments),
     ExitCodes(exit_codes::Arguments),
 }
@@ -69,6 +71,7 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8> {
         Verb::Publish(arguments) => publish::run(arguments, context).await,
         Verb::Reset(arguments) => reset::run(arguments, context).await,
         Verb::Delete(arguments) => delete::run(arguments, context).await,
+        Verb::Appliance(arguments) => appliance::run(arguments, context).await,
         Verb::Completion(arguments) => completion::run(&arguments, context).map(done),
         Verb::ExitCodes(arguments) => exit_codes::run(&arguments, context).map(done),
     }
