@@ -1,14 +1,27 @@
-//! A version as a disk that can be read now: the cache, fetching, traces and the NBD export.
+//! A version as a disk that can be read now (DESIGN 4.1, 4.5, 4.6).
+//!
+//! A guest's read goes down this list until it is answered: [`Export`] speaks NBD to QEMU, [`VersionDisk`] knows where
+//! blocks lie, [`Cache`] holds frames on the local disk, [`Fetcher`] brings what is missing, for ever if need be.
+//! Everything is read-only: what a guest writes goes to layers that are QEMU's. [`Recorder`] writes down what a
+//! start touches, and [`VersionDisk::replay`] brings that before the guest asks.
+//!
+//! This crate knows nothing of machines, users or servers.
 
 #![warn(missing_docs)]
 
 mod cache;
 mod export;
+mod fetcher;
 mod nowait;
 mod raw_file;
+mod recorder;
 mod source;
+mod version_disk;
 
 pub use cache::{CACHE_CAPACITY_MINIMUM_BYTES, Cache, CacheOptions, CacheRead, CacheStats};
 pub use export::Export;
+pub use fetcher::{FetchSettings, FetchStats, Fetcher, Late};
 pub use raw_file::RawFile;
+pub use recorder::Recorder;
 pub use source::{Source, StatusExtent};
+pub use version_disk::{DiskStats, VersionDisk};

@@ -1,0 +1,392 @@
+//! Brings frames from a repository into the cache: each once, however many want it, and as long as it takes.
+//!
+//! A frame on its way is a *flight*. Who wants the frame joins its flight; a flight goes on when those who wanted it are
+//! gone. Demand goes before replay (`turns`). A fetch that fails is repeated for ever, with pauses that grow to a bound:
+//! a guest never sees an I/O error, it waits, and [`Fetcher::late`] says since when and why (`late`).
+//!
+//! ```text
+//! wanted ──not in the cache──> flight: waiting(reason) ──fetched──> landed ──stored──> gone
+//!                                 └─fails─> pause ─┘  (a damaged frame nobody waits for: given up)
+//! ```
+
+mod flight;
+mod late;
+mod turns;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use collective_model::{Digest, Error, ErrorKind, Result, ResultExt};
+use collective_repository::{DiskReader, FrameRef};
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+
+use self::flight::{Aloft, Flights, Homeless};
+pub use self::late::Late;
+pub(crate) use self::late::{ReadWait, Waits};
+use self::turns::{Class, Turn, Turns};
+use crate::cache::Cache;
+
+/// How often a damaged frame is fetched ahead that no guest waits for.
+const REPLAY_ATTEMPTS: u32 = 5;
+
+/// How a fetcher works.
+#[derive(Clone, Copy, Debug)]
+pub struct FetchSettings {
+    /// Fetches at once of what guests wait for.
+    pub demand_places: usize,
+    /// Fetches at once of what a trace foretells.
+    pub replay_places: usize,
+    /// Stored bytes in one fetch of a replay: small enough that a demand for one of them does not wait long.
+    pub replay_bytes: u64,
+    /// The pause after a first failure; it doubles with every further one.
+    pub first_pause: Duration,
+    /// The longest pause.
+    pub longest_pause: Duration,
+    /// How long a read may wait before it counts as late.
+    pub late_after: Duration,
+}
+
+impl Default for FetchSettings {
+    fn default() -> Self {
+        Self {
+            demand_places: 16,
+            replay_places: 4,
+            replay_bytes: 1024 * 1024,
+            first_pause: Duration::from_millis(200),
+            longest_pause: Duration::from_secs(5),
+            late_after: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What a fetcher did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FetchStats {
+    /// Stored bytes of the frames that were fetched.
+    pub fetched_bytes: u64,
+    /// Frames that were fetched.
+    pub fetched_frames: u64,
+    /// Frames that a guest waited for.
+    pub demanded_frames: u64,
+    /// Frames that were wanted while they were on their way already.
+    pub joined_frames: u64,
+    /// Fetches that failed and were repeated.
+    pub failures: u64,
+}
+
+/// Brings frames into a cache. Cheap to clone; all clones are one.
+#[derive(Clone, Debug)]
+pub struct Fetcher {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    cache: Cache,
+    settings: FetchSettings,
+    /// Fetches run here, whoever asks: connections of HTTP clients live as long as their runtime.
+    runtime: Handle,
+    turns: Arc<Turns>,
+    flights: Flights,
+    homeless: Homeless,
+    waits: Waits,
+    again: Notify,
+    counters: Counters,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    fetched_bytes: AtomicU64,
+    fetched_frames: AtomicU64,
+    demanded_frames: AtomicU64,
+    joined_frames: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// A reader that may be exchanged while it is used, and counts what came through it.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    reader: RwLock<DiskReader>,
+    pub fetched_bytes: AtomicU64,
+    pub fetched_plain_bytes: AtomicU64,
+}
+
+impl Origin {
+    pub fn new(reader: DiskReader) -> Self {
+        Self {
+            reader: RwLock::new(reader),
+            fetched_bytes: AtomicU64::new(0),
+            fetched_plain_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// Returns the reader to use now.
+    pub fn reader(&self) -> DiskReader {
+        self.reader.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Fetches frames; all of them, and each as long as it must be.
+    async fn fetch(&self, frames: &[FrameRef]) -> Result<Vec<Bytes>> {
+        let plains = self.reader().fetch(frames).await?;
+        let whole = plains.len() == frames.len()
+            && plains.iter().zip(frames).all(|(plain, frame)| plain.len() == frame.plain_bytes());
+        if whole {
+            return Ok(plains);
+        }
+        Err(Error::new(ErrorKind::Corrupt, "a fetch brought other frames than it was asked for"))
+    }
+
+    pub fn exchange(&self, reader: DiskReader) {
+        *self.reader.write().unwrap_or_else(PoisonError::into_inner) = reader;
+    }
+}
+
+impl Fetcher {
+    /// Makes a fetcher that fills `cache`. Fetches run on the runtime that this is called in.
+    ///
+    /// # Panics
+    /// Outside of a runtime.
+    #[must_use]
+    pub fn new(cache: Cache, settings: FetchSettings) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                cache,
+                settings,
+                runtime: Handle::current(),
+                turns: Arc::new(Turns::new(settings.demand_places, settings.replay_places)),
+                flights: Flights::default(),
+                homeless: Homeless::default(),
+                waits: Waits::default(),
+                again: Notify::new(),
+                counters: Counters::default(),
+            }),
+        }
+    }
+
+    /// Returns the cache that is filled.
+    #[must_use]
+    pub fn cache(&self) -> &Cache {
+        &self.inner.cache
+    }
+
+    /// Returns what tells of the oldest read, of any disk, that waits longer than the limit.
+    #[must_use]
+    pub fn late(&self) -> watch::Receiver<Option<Late>> {
+        self.inner.waits.late()
+    }
+
+    /// Ends all pauses: for when the network came back, or somebody logged in.
+    pub fn retry_now(&self) {
+        self.inner.again.notify_waiters();
+    }
+
+    /// Returns what was done so far.
+    #[must_use]
+    pub fn stats(&self) -> FetchStats {
+        let counters = &self.inner.counters;
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        FetchStats {
+            fetched_bytes: get(&counters.fetched_bytes),
+            fetched_frames: get(&counters.fetched_frames),
+            demanded_frames: get(&counters.demanded_frames),
+            joined_frames: get(&counters.joined_frames),
+            failures: get(&counters.failures),
+        }
+    }
+
+    pub(crate) fn settings(&self) -> &FetchSettings {
+        &self.inner.settings
+    }
+
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.inner.runtime
+    }
+
+    /// Begins the wait of a read of a disk, which shows in the disk's waits and in those of all.
+    pub(crate) fn begin_wait(&self, disk: &Waits) -> ReadWait {
+        ReadWait::new(&[&self.inner.waits, disk], self.inner.settings.late_after)
+    }
+
+    /// Tells whether a frame is in memory because the cache had no room for it.
+    pub(crate) fn has_at_hand(&self, frame: &Digest) -> bool {
+        self.inner.homeless.find(frame).is_some()
+    }
+
+    /// Sets frames off that a guest waits for, in one fetch; those that are on their way already stay as they are.
+    pub(crate) fn demand(&self, origin: &Arc<Origin>, frames: &[FrameRef]) {
+        self.inner.count(&self.inner.counters.demanded_frames, frames.len() as u64);
+        let batch = self.inner.take_off(frames);
+        if !batch.is_empty() {
+            let flying =
+                Arc::clone(&self.inner).fly(Arc::clone(origin), batch, Class::Demand, None);
+            self.inner.runtime.spawn(flying);
+        }
+    }
+
+    /// Waits for a frame that was set off; sets it off again if need be.
+    pub(crate) async fn arrival(
+        &self,
+        origin: &Arc<Origin>,
+        frame: &FrameRef,
+        wait: &mut ReadWait,
+    ) -> Bytes {
+        loop {
+            if let Some(mut flight) = self.inner.flights.find(&frame.hash) {
+                if let Some(plain) = flight::landing(&mut flight, wait).await {
+                    return plain;
+                }
+            } else if let Some(plain) = self.stored(frame).await {
+                return plain;
+            } else {
+                self.demand(origin, std::slice::from_ref(frame));
+            }
+        }
+    }
+
+    /// Fetches frames ahead, none that is here or on its way; returns when all have come or were given up.
+    ///
+    /// Dropping the future ends the fetch.
+    pub(crate) async fn replay(&self, origin: &Arc<Origin>, frames: &[FrameRef]) {
+        let turn = self.inner.turns.take(Class::Replay).await;
+        let missing = frames.iter().filter(|frame| !self.inner.cache.contains(&frame.hash));
+        let batch = self.inner.take_off(&missing.copied().collect::<Vec<_>>());
+        if batch.is_empty() {
+            return;
+        }
+        let (inner, origin) = (Arc::clone(&self.inner), Arc::clone(origin));
+        let mut flying = JoinSet::new();
+        let flight = inner.fly(origin, batch, Class::Replay, Some(turn));
+        flying.spawn_on(flight, &self.inner.runtime);
+        flying.join_next().await;
+    }
+
+    /// Runs a call until it succeeds; the wait says why it does not.
+    pub(crate) async fn insist<T, F>(&self, wait: &mut ReadWait, call: impl Fn() -> F) -> T
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let mut pause = self.inner.settings.first_pause;
+        loop {
+            let attempt = wait.during(self.inner.runtime.spawn(call())).await;
+            let cut_short = || "reading the index was cut short".to_owned();
+            match attempt.or_error(ErrorKind::Internal, cut_short).flatten() {
+                Ok(value) => return value,
+                Err(error) => wait.explain(&error.chain()),
+            }
+            self.inner.count(&self.inner.counters.failures, 1);
+            wait.during(self.inner.pause(&mut pause)).await;
+        }
+    }
+
+    /// Looks where a frame lands: in the cache, or in memory if that had no room.
+    async fn stored(&self, frame: &FrameRef) -> Option<Bytes> {
+        if let Some(plain) = self.inner.homeless.find(&frame.hash) {
+            return Some(plain);
+        }
+        let (cache, frame) = (self.inner.cache.clone(), *frame);
+        let reading = self.inner.runtime.spawn_blocking(move || {
+            let mut plain = vec![0; frame.plain_bytes()];
+            cache.read(&frame.hash, 0, &mut plain).then(|| plain.into())
+        });
+        reading.await.ok().flatten()
+    }
+}
+
+impl Inner {
+    fn take_off(self: &Arc<Self>, frames: &[FrameRef]) -> Vec<Aloft> {
+        let batch: Vec<_> =
+            frames.iter().filter_map(|frame| self.flights.take_off(frame)).collect();
+        self.count(&self.counters.joined_frames, (frames.len() - batch.len()) as u64);
+        batch
+    }
+
+    /// Fetches frames until all have landed or were given up.
+    async fn fly(
+        self: Arc<Self>,
+        origin: Arc<Origin>,
+        batch: Vec<Aloft>,
+        class: Class,
+        mut turn: Option<Turn>,
+    ) {
+        let frames: Vec<_> = batch.iter().map(|aloft| aloft.frame).collect();
+        let mut pause = self.settings.first_pause;
+        for attempt in 1_u32.. {
+            let held = match turn.take() {
+                Some(turn) => turn,
+                None => self.turns.take(class).await,
+            };
+            let fetched = origin.fetch(&frames).await;
+            drop(held);
+            let error = match fetched {
+                Ok(plains) => return self.land(&origin, batch, plains).await,
+                Err(error) => error,
+            };
+            self.count(&self.counters.failures, 1);
+            batch.iter().for_each(|aloft| aloft.delay(error.chain()));
+            let unreachable = error.kind() == ErrorKind::Unavailable;
+            if batch.len() > 1 && !unreachable {
+                // One of them is at fault: the others must not wait for it.
+                return self.part(origin, batch, class).await;
+            }
+            let needless = class == Class::Demand || (!unreachable && attempt >= REPLAY_ATTEMPTS);
+            if needless && self.flights.give_up(&batch) {
+                return;
+            }
+            self.pause(&mut pause).await;
+        }
+    }
+
+    /// Lets each frame fly by itself. Boxed, because a flight that parts holds flights.
+    fn part(
+        self: Arc<Self>,
+        origin: Arc<Origin>,
+        batch: Vec<Aloft>,
+        class: Class,
+    ) -> BoxFuture<'static, ()> {
+        let flights = batch
+            .into_iter()
+            .map(move |aloft| Arc::clone(&self).fly(Arc::clone(&origin), vec![aloft], class, None));
+        let flights: FuturesUnordered<_> = flights.collect();
+        Box::pin(flights.collect())
+    }
+
+    /// Hands frames to those who wait, and then to the cache.
+    async fn land(&self, origin: &Origin, batch: Vec<Aloft>, plains: Vec<Bytes>) {
+        for (aloft, plain) in batch.iter().zip(&plains) {
+            aloft.land(plain.clone());
+            let stored_bytes = u64::from(aloft.frame.stored_bytes);
+            self.count(&self.counters.fetched_bytes, stored_bytes);
+            self.count(&self.counters.fetched_frames, 1);
+            self.count(&origin.fetched_bytes, stored_bytes);
+            self.count(&origin.fetched_plain_bytes, plain.len() as u64);
+        }
+        let hashes: Vec<_> = batch.iter().map(|aloft| aloft.frame.hash).collect();
+        let (cache, homeless) = (self.cache.clone(), self.homeless.clone());
+        let storing = self.runtime.spawn_blocking(move || {
+            for (hash, plain) in hashes.into_iter().zip(plains) {
+                if !cache.insert(hash, &plain) {
+                    homeless.keep(hash, plain);
+                }
+            }
+        });
+        // If it was cut short the frames are not in the cache, which costs another fetch.
+        let _ = storing.await;
+    }
+
+    async fn pause(&self, pause: &mut Duration) {
+        // Either way it is time to try again.
+        let _ = tokio::time::timeout(*pause, self.again.notified()).await;
+        *pause = (*pause * 2).min(self.settings.longest_pause);
+    }
+
+    fn count(&self, counter: &AtomicU64, amount: u64) {
+        counter.fetch_add(amount, Ordering::Relaxed);
+    }
+}
