@@ -58,6 +58,18 @@ impl HostClient {
         self
     }
 
+    /// Returns whom it speaks for, if it was told.
+    #[must_use]
+    pub fn user(&self) -> Option<&UserName> {
+        self.user.as_ref()
+    }
+
+    /// Returns the socket that it speaks on.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// Returns the HTTP client under it, which reaches the socket whatever the URL's host.
     #[must_use]
     pub fn http(&self) -> &reqwest::Client {

@@ -1,0 +1,419 @@
+//! Speaks with the server: over HTTPS, on its administrators' socket, or through a host's daemon. Cheap to clone.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use collective_model::{
+    ApplianceName, Epoch, Error, ErrorKind, GroupName, HostId, RepositoryId, Result, ResultExt,
+    SubscriptionId, UserName,
+};
+use reqwest::header::{ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
+use reqwest::{ClientBuilder, Method, RequestBuilder, Response, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{
+    Appliance, AuditEntry, CreateAppliance, CreateGroup, CreateToken, CreateUser, Grant, Group,
+    HostEntry, Issued, JoinReply, JoinRequest, Lock, LoginParametersRequest, LoginReply,
+    LoginRequest, PasswordChange, Profile, PruneReport, PruneRequest, RenewLock, RenewRequest,
+    ServerInfo, SubscribeRequest, Subscription, TakeLock, Token, TokenCreated, User, VerifyReport,
+};
+use crate::failure;
+use crate::host::{HostClient, USER_HEADER};
+use crate::identity::Identity;
+use crate::keybag::{Keybag, PasswordParameters};
+use crate::trust::{self, Anchor, ServerAddress};
+
+/// How long a connection may take to be made.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// How long the server may take over an ordinary request; repositories and long work have limits of their own.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// How long it may take to check or prune a whole repository.
+const REPOSITORY_WORK_LIMIT: Duration = Duration::from_secs(24 * 3600);
+/// Bytes of an answer, at most: a profile of some 10,000 appliances.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// The name in URLs that go through a Unix socket; it is never resolved.
+const SOCKET_BASE: &str = "http://collective-server";
+
+/// A connection to the server as somebody.
+#[derive(Clone, Debug)]
+pub struct ServerClient {
+    http: reqwest::Client,
+    base: String,
+    /// What to compare with when a TLS handshake fails.
+    pinned: Option<Arc<(ServerAddress, Anchor)>>,
+}
+
+impl ServerClient {
+    /// Speaks HTTPS with the server of a pinned authority, as `identity` or as nobody.
+    ///
+    /// # Errors
+    /// `Corrupt` if a certificate or key is damaged.
+    pub fn https(
+        address: &ServerAddress,
+        anchor: &Anchor,
+        identity: Option<&Identity>,
+    ) -> Result<Self> {
+        let tls = anchor.client_config(identity)?;
+        let http = finish(reqwest::Client::builder().tls_backend_preconfigured(tls))?;
+        let pinned = Some(Arc::new((address.clone(), anchor.clone())));
+        Ok(Self { http, base: address.base(), pinned })
+    }
+
+    /// Speaks on the server's administrators' socket.
+    ///
+    /// # Errors
+    /// `Internal` if the HTTP stack cannot be set up.
+    pub fn unix(socket: &Path) -> Result<Self> {
+        let http = finish(plain(reqwest::Client::builder().unix_socket(socket))?)?;
+        Ok(Self { http, base: SOCKET_BASE.to_owned(), pinned: None })
+    }
+
+    /// Speaks through a host's daemon, as the user whose session that client uses.
+    ///
+    /// # Errors
+    /// `Internal` if the HTTP stack cannot be set up.
+    pub fn through(host: &HostClient) -> Result<Self> {
+        let mut headers = HeaderMap::new();
+        if let Some(user) = host.user() {
+            let value = HeaderValue::from_str(user.as_str())
+                .or_error(ErrorKind::Invalid, || format!("`{user}` fits no header"))?;
+            headers.insert(USER_HEADER, value);
+        }
+        let builder =
+            reqwest::Client::builder().unix_socket(host.socket()).default_headers(headers);
+        Ok(Self { http: finish(plain(builder)?)?, base: host.server_base(), pinned: None })
+    }
+
+    /// Returns the HTTP client, for `repository::backend::Http`.
+    #[must_use]
+    pub fn http(&self) -> &reqwest::Client {
+        &self.http
+    }
+
+    /// Returns the URL below which the objects of a repository are.
+    #[must_use]
+    pub fn repository_url(&self, id: RepositoryId) -> String {
+        format!("{}/v1/repositories/{id}", self.base)
+    }
+
+    /// Returns what the server says about itself.
+    pub async fn server(&self) -> Result<ServerInfo> {
+        self.get("server").await
+    }
+
+    /// Returns how to derive keys from a user's password.
+    pub async fn login_parameters(&self, user: &UserName) -> Result<PasswordParameters> {
+        self.post("login/parameters", &LoginParametersRequest { user: user.clone() }).await
+    }
+
+    /// Logs a person in.
+    pub async fn login(&self, request: &LoginRequest) -> Result<LoginReply> {
+        self.post("login", request).await
+    }
+
+    /// Revokes the device that asks.
+    pub async fn logout(&self) -> Result<()> {
+        self.done(Method::POST, "logout", None::<&()>).await
+    }
+
+    /// Ties a computer to the server.
+    pub async fn join(&self, request: &JoinRequest) -> Result<JoinReply> {
+        self.post("hosts/join", request).await
+    }
+
+    /// Gets a new certificate for the host or device that asks.
+    pub async fn renew(&self, request: &RenewRequest) -> Result<Issued> {
+        self.post("certificate", request).await
+    }
+
+    /// Returns the profile, and the tag to ask with next time; none if it is as it was at that tag.
+    pub async fn profile(&self, known: Option<&str>) -> Result<Option<(Profile, Option<String>)>> {
+        let mut request = self.request(Method::GET, "profile");
+        if let Some(tag) = known {
+            request = request.header(IF_NONE_MATCH, tag);
+        }
+        let response = self.send("profile", request).await?;
+        if response.status() == StatusCode::NOT_MODIFIED {
+            return Ok(None);
+        }
+        let tag = response.headers().get(ETAG).and_then(|tag| tag.to_str().ok()).map(str::to_owned);
+        Ok(Some((read("profile", response).await?, tag)))
+    }
+
+    /// Changes the password of who asks.
+    pub async fn change_password(&self, change: &PasswordChange) -> Result<()> {
+        self.done(Method::PUT, "password", Some(change)).await
+    }
+
+    /// Subscribes who asks to an appliance.
+    pub async fn subscribe(&self, request: &SubscribeRequest) -> Result<Subscription> {
+        self.post("subscriptions", request).await
+    }
+
+    /// Deletes a subscription and the repository of its user disk.
+    pub async fn unsubscribe(&self, id: SubscriptionId) -> Result<()> {
+        self.delete(&format!("subscriptions/{id}")).await
+    }
+
+    /// Takes the lock of a subscription.
+    pub async fn take_lock(&self, id: SubscriptionId, request: &TakeLock) -> Result<Lock> {
+        self.post(&format!("subscriptions/{id}/lock"), request).await
+    }
+
+    /// Renews the lock of a subscription.
+    pub async fn renew_lock(&self, id: SubscriptionId, request: &RenewLock) -> Result<Lock> {
+        self.call(Method::PUT, &format!("subscriptions/{id}/lock"), Some(request)).await
+    }
+
+    /// Releases the lock of a subscription.
+    pub async fn release_lock(&self, id: SubscriptionId, epoch: Epoch) -> Result<()> {
+        self.delete(&format!("subscriptions/{id}/lock?epoch={epoch}")).await
+    }
+
+    /// Lists the users.
+    pub async fn users(&self) -> Result<Vec<User>> {
+        self.get("users").await
+    }
+
+    /// Makes an account.
+    pub async fn create_user(&self, request: &CreateUser) -> Result<User> {
+        self.post("users", request).await
+    }
+
+    /// Removes an account.
+    pub async fn remove_user(&self, name: &UserName) -> Result<()> {
+        self.delete(&format!("users/{name}")).await
+    }
+
+    /// Returns a user's keybag, for an administrator who sets a new password with the recovery key.
+    pub async fn keybag(&self, name: &UserName) -> Result<Keybag> {
+        self.get(&format!("users/{name}/keybag")).await
+    }
+
+    /// Sets a user's password.
+    pub async fn set_password(&self, name: &UserName, change: &PasswordChange) -> Result<()> {
+        self.done(Method::PUT, &format!("users/{name}/password"), Some(change)).await
+    }
+
+    /// Lists the groups.
+    pub async fn groups(&self) -> Result<Vec<Group>> {
+        self.get("groups").await
+    }
+
+    /// Makes a group.
+    pub async fn create_group(&self, name: &GroupName) -> Result<Group> {
+        self.post("groups", &CreateGroup { name: name.clone() }).await
+    }
+
+    /// Removes a group.
+    pub async fn remove_group(&self, name: &GroupName) -> Result<()> {
+        self.delete(&format!("groups/{name}")).await
+    }
+
+    /// Puts a user into a group.
+    pub async fn add_member(&self, group: &GroupName, user: &UserName) -> Result<()> {
+        self.done(Method::PUT, &format!("groups/{group}/members/{user}"), None::<&()>).await
+    }
+
+    /// Takes a user out of a group.
+    pub async fn remove_member(&self, group: &GroupName, user: &UserName) -> Result<()> {
+        self.delete(&format!("groups/{group}/members/{user}")).await
+    }
+
+    /// Lists the grants.
+    pub async fn grants(&self) -> Result<Vec<Grant>> {
+        self.get("grants").await
+    }
+
+    /// Grants an appliance to a group.
+    pub async fn grant(&self, appliance: &ApplianceName, group: &GroupName) -> Result<()> {
+        self.done(Method::PUT, &format!("grants/{appliance}/{group}"), None::<&()>).await
+    }
+
+    /// Takes a grant back.
+    pub async fn revoke(&self, appliance: &ApplianceName, group: &GroupName) -> Result<()> {
+        self.delete(&format!("grants/{appliance}/{group}")).await
+    }
+
+    /// Lists the tokens.
+    pub async fn tokens(&self) -> Result<Vec<Token>> {
+        self.get("tokens").await
+    }
+
+    /// Makes a token.
+    pub async fn create_token(&self, request: &CreateToken) -> Result<TokenCreated> {
+        self.post("tokens", request).await
+    }
+
+    /// Removes a token.
+    pub async fn remove_token(&self, id: u64) -> Result<()> {
+        self.delete(&format!("tokens/{id}")).await
+    }
+
+    /// Lists the hosts.
+    pub async fn hosts(&self) -> Result<Vec<HostEntry>> {
+        self.get("hosts").await
+    }
+
+    /// Shuts a host out.
+    pub async fn remove_host(&self, id: HostId) -> Result<()> {
+        self.delete(&format!("hosts/{id}")).await
+    }
+
+    /// Returns the latest lines of the audit log, newest first.
+    pub async fn audit(&self) -> Result<Vec<AuditEntry>> {
+        self.get("audit").await
+    }
+
+    /// Lists the appliances.
+    pub async fn appliances(&self) -> Result<Vec<Appliance>> {
+        self.get("appliances").await
+    }
+
+    /// Returns one appliance.
+    pub async fn appliance(&self, name: &ApplianceName) -> Result<Appliance> {
+        self.get(&format!("appliances/{name}")).await
+    }
+
+    /// Makes an appliance with an empty repository.
+    pub async fn create_appliance(&self, request: &CreateAppliance) -> Result<Appliance> {
+        self.post("appliances", request).await
+    }
+
+    /// Removes an appliance and its repository.
+    pub async fn remove_appliance(&self, name: &ApplianceName) -> Result<()> {
+        self.delete(&format!("appliances/{name}")).await
+    }
+
+    /// Checks every byte of an appliance's repository. Takes as long as reading it does.
+    pub async fn verify_appliance(&self, name: &ApplianceName) -> Result<VerifyReport> {
+        let path = format!("appliances/{name}/verify");
+        let request = self.request(Method::POST, &path).timeout(REPOSITORY_WORK_LIMIT);
+        read(&path, self.send(&path, request).await?).await
+    }
+
+    /// Drops old versions of an appliance.
+    pub async fn prune_appliance(
+        &self,
+        name: &ApplianceName,
+        request: &PruneRequest,
+    ) -> Result<PruneReport> {
+        let path = format!("appliances/{name}/prune");
+        let request =
+            self.request(Method::POST, &path).timeout(REPOSITORY_WORK_LIMIT).json(request);
+        read(&path, self.send(&path, request).await?).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.call(Method::GET, path, None::<&()>).await
+    }
+
+    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+        self.call(Method::POST, path, Some(body)).await
+    }
+
+    async fn delete(&self, path: &str) -> Result<()> {
+        self.done(Method::DELETE, path, None::<&()>).await
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T> {
+        read(path, self.exchange(method, path, body).await?).await
+    }
+
+    async fn done(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<()> {
+        self.exchange(method, path, body).await.map(drop)
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<Response> {
+        let mut request = self.request(method, path);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        self.send(path, request).await
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}/v1/{path}", self.base)).timeout(ANSWER_LIMIT)
+    }
+
+    async fn send(&self, path: &str, request: RequestBuilder) -> Result<Response> {
+        let response = match request.send().await {
+            Ok(response) => response,
+            Err(cause) => return Err(self.explain(cause).await),
+        };
+        if response.status().is_success() || response.status() == StatusCode::NOT_MODIFIED {
+            return Ok(response);
+        }
+        let status = response.status().as_u16();
+        let body = bounded(path, response).await.unwrap_or_default();
+        Err(failure::of_response(status, &body))
+    }
+
+    /// Says why the server could not be reached; a changed certificate is told from an absent server.
+    async fn explain(&self, cause: reqwest::Error) -> Error {
+        if let Some((address, anchor)) = self.pinned.as_deref()
+            && cause.is_connect()
+            && let Some(changed) = trust::changed(address, anchor).await
+        {
+            return changed;
+        }
+        let where_to = match self.pinned.as_deref() {
+            Some((address, _)) => format!("the server {address}"),
+            None => "the server".to_owned(),
+        };
+        Error::new(ErrorKind::Unavailable, format!("cannot reach {where_to}"))
+            .with_source(cause.without_url())
+    }
+}
+
+/// Reads an answer of bounded size.
+async fn read<T: DeserializeOwned>(path: &str, response: Response) -> Result<T> {
+    let bytes = bounded(path, response).await?;
+    serde_json::from_slice(&bytes)
+        .or_error(ErrorKind::Internal, || format!("cannot read the server's answer to {path}"))
+}
+
+async fn bounded(path: &str, mut response: Response) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let cut = || format!("the server's answer to {path} was cut off");
+    while let Some(chunk) = response.chunk().await.or_error(ErrorKind::Unavailable, cut)? {
+        if bytes.len() + chunk.len() > ANSWER_BYTES_MAX {
+            let message =
+                format!("the server's answer to {path} has more than {ANSWER_BYTES_MAX} bytes");
+            return Err(Error::new(ErrorKind::Corrupt, message));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+/// The stack wants a TLS set-up also where there is no TLS; one without roots reads no certificates.
+fn plain(builder: ClientBuilder) -> Result<ClientBuilder> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .or_error(ErrorKind::Internal, || "cannot set up the HTTP client".to_owned())?
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    Ok(builder.tls_backend_preconfigured(tls))
+}
+
+fn finish(builder: ClientBuilder) -> Result<reqwest::Client> {
+    builder
+        .no_proxy()
+        .connect_timeout(CONNECT_LIMIT)
+        .build()
+        .or_error(ErrorKind::Internal, || "cannot set up the HTTP client".to_owned())
+}
