@@ -20,7 +20,7 @@ use crate::keys::SigningKey;
 /// The type of the payload, which is signed with it.
 pub const PAYLOAD_TYPE: &str = "application/vnd.collective.manifest+json";
 
-/// Packs that a version may reach: what keeps a manifest within 16 MiB. At 32 MiB a pack that is 3 TiB of compressed data.
+/// Packs that a version may reach: what keeps a manifest within 32 MiB. At 32 MiB a pack that is 3 TiB of compressed data.
 pub const MAX_PACKS: usize = 100_000;
 
 /// The largest disk.
@@ -106,6 +106,8 @@ pub struct PackEntry {
     pub bytes: u64,
     /// The size of its table of contents with the footer: the end of it that a publisher reads.
     pub table_bytes: u32,
+    /// The hash of these bytes, so that nobody can make a publisher believe that a block is where it is not.
+    pub table_hash: Digest,
 }
 
 /// An object that a version needs, as its manifest says it must be.

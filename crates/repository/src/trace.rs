@@ -1,6 +1,18 @@
 //! The order in which a recorded start touched a disk.
+//!
+//! A trace puts the blocks of a start first in the packs of the version that it was recorded for, and tells a host what to
+//! fetch before it is asked. It is advice: a wrong one costs time, never content.
 
-use collective_model::{BlockRange, Result};
+use bytes::Bytes;
+use collective_model::{BlockRange, Error, ErrorKind, Result, ResultExt};
+
+use crate::codec::{Malformed, Reader, put_varint, put_zigzag};
+
+/// Ranges that a trace may have: 20 MiB in memory and file at the worst. What comes after them is left out.
+pub const MAX_TRACE_RANGES: usize = 1 << 20;
+
+/// Bytes that an encoded trace has at most: a count, and two numbers of 10 bytes for each range.
+pub(crate) const MAX_TRACE_BYTES: usize = 10 + 20 * MAX_TRACE_RANGES;
 
 /// Which blocks a start touched, in the order of first touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -10,10 +22,19 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Writes the trace compactly.
+    /// Writes the trace compactly: a count, then for each range how far it begins from the end of the one before, and its length.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        Vec::new()
+        let ranges = &self.ranges[..self.ranges.len().min(MAX_TRACE_RANGES)];
+        let mut bytes = Vec::with_capacity(4 * ranges.len() + 4);
+        put_varint(&mut bytes, ranges.len() as u64);
+        let mut end = 0;
+        for range in ranges {
+            put_zigzag(&mut bytes, range.start.wrapping_sub(end) as i64);
+            put_varint(&mut bytes, range.count);
+            end = range.end();
+        }
+        bytes
     }
 
     /// Reads what [`encode`](Self::encode) wrote.
@@ -21,7 +42,65 @@ impl Trace {
     /// # Errors
     /// `Corrupt`.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
-        let _ = bytes;
-        Ok(Self::default())
+        let ranges =
+            decode(bytes).or_error(ErrorKind::Corrupt, || "the trace is damaged".to_owned())?;
+        Ok(Self { ranges })
+    }
+
+    /// Reads a stored trace: checks its hash, then opens it.
+    pub(crate) fn open(
+        stored: &Bytes,
+        hash: &collective_model::Digest,
+        sealer: &crate::sealer::Sealer,
+    ) -> Result<Self> {
+        if *blake3::hash(stored).as_bytes() != hash.0 {
+            let message = "it is damaged: its bytes do not have the hash of the manifest";
+            return Err(Error::new(ErrorKind::Corrupt, message));
+        }
+        let purpose = crate::sealer::Purpose::Trace;
+        Self::decode(&sealer.open_small(purpose, stored, MAX_TRACE_BYTES)?)
+    }
+}
+
+fn decode(bytes: &[u8]) -> Result<Vec<BlockRange>, Malformed> {
+    let mut reader = Reader::new(bytes);
+    let count = reader.varint()? as usize;
+    // Two bytes are the least that a range has: a count beyond that is a lie, not a reason to allocate.
+    if count > MAX_TRACE_RANGES || count > bytes.len() / 2 {
+        return Err(Malformed("it promises too many ranges"));
+    }
+    let mut ranges = Vec::with_capacity(count);
+    let mut end = 0_u64;
+    for _ in 0..count {
+        let start = end.wrapping_add(reader.zigzag()? as u64);
+        let range = BlockRange::new(start, reader.varint()?);
+        end = start.checked_add(range.count).ok_or(Malformed("a range is too long"))?;
+        ranges.push(range);
+    }
+    reader.finish()?;
+    Ok(ranges)
+}
+
+#[cfg(test)]
+mod tests {
+    use collective_model::{BlockRange, ErrorKind};
+    use proptest::prelude::{any, prop, prop_assert_eq, proptest};
+
+    use super::Trace;
+
+    proptest! {
+        #[test]
+        fn a_trace_survives(ranges in prop::collection::vec((0_u64..1 << 40, 0_u64..1 << 20), 0..50)) {
+            let ranges = ranges.into_iter().map(|(start, count)| BlockRange::new(start, count));
+            let trace = Trace { ranges: ranges.collect() };
+            prop_assert_eq!(Trace::decode(&trace.encode()).unwrap(), trace);
+        }
+
+        #[test]
+        fn any_bytes_give_a_trace_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            if let Err(error) = Trace::decode(&bytes) {
+                prop_assert_eq!(error.kind(), ErrorKind::Corrupt);
+            }
+        }
     }
 }

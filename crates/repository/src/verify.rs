@@ -30,6 +30,6 @@ impl Repository {
     /// If the repository cannot be read now; damage is no error but in the report.
     pub async fn verify(&self, watch: &dyn Monitor) -> Result<VerifyReport> {
         let _ = watch;
-        Err(crate::repository::coming())
+        Err(collective_model::Error::new(collective_model::ErrorKind::Internal, "not built yet"))
     }
 }

@@ -194,7 +194,7 @@ impl Backend for Http {
         let response = self.accept(&what, response).await?;
         let text = body(response, MAX_LIST_BYTES, "the list of objects").await?;
         serde_json::from_slice(&text)
-            .or_error(ErrorKind::Unavailable, || format!("{} lists no objects", self.base))
+            .or_error(ErrorKind::NotFound, || format!("{} lists no objects", self.base))
     }
 
     async fn delete(&self, name: &ObjectName) -> Result<()> {

@@ -68,12 +68,12 @@ impl ObjectName {
         match self {
             Self::Descriptor => 4 << 10,
             Self::Latest => 64,
-            // 100 signs for each of the 100,000 packs that a version may reach.
-            Self::Manifest(_) => 16 << 20,
+            // 280 signs for each of the 100,000 packs that a version may reach.
+            Self::Manifest(_) => 32 << 20,
             Self::Sweep => 64 << 20,
             // 40 bytes for each of the 16 M frames that a disk may have.
             Self::Part { kind: PartKind::Index, .. } => 1 << 30,
-            Self::Part { kind: PartKind::Trace, .. } => 16 << 20,
+            Self::Part { kind: PartKind::Trace, .. } => 24 << 20,
             // A full pack, its last frame, and its table of contents.
             Self::Pack(_) => 96 << 20,
         }
