@@ -4,7 +4,7 @@
 //! GET    /v1/server                                    ServerInfo                              anybody
 //! POST   /v1/login/parameters                          LoginParametersRequest -> PasswordParameters
 //! POST   /v1/hosts/join                                JoinRequest -> JoinReply                a token
-//! POST   /v1/login                                     LoginRequest -> LoginReply              a joined host
+//! POST   /v1/login                                     LoginRequest -> LoginReply              a password; a guest host is introduced by it
 //! POST   /v1/logout                                    revokes the device that asks            a person's device
 //! POST   /v1/certificate                               RenewRequest -> Issued                  host or device
 //! GET    /v1/profile                                   Profile (with ETag)                     a person's device
@@ -31,9 +31,9 @@ mod client;
 mod subscription;
 
 pub use account::{
-    AuditEntry, CreateGroup, CreateToken, CreateUser, Grant, Group, HostEntry, Issued, JoinReply,
-    JoinRequest, LoginParametersRequest, LoginReply, LoginRequest, PasswordChange, RenewRequest,
-    ServerInfo, Token, TokenCreated, User,
+    AuditEntry, CreateGroup, CreateToken, CreateUser, Grant, Group, GuestHost, HostEntry, Issued,
+    JoinReply, JoinRequest, LoginParametersRequest, LoginReply, LoginRequest, PasswordChange,
+    RenewRequest, ServerInfo, Token, TokenCreated, User,
 };
 pub use appliance::{
     Appliance, CreateAppliance, DamagedObject, PruneReport, PruneRequest, VerifyReport,

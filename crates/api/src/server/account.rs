@@ -29,7 +29,7 @@ pub struct LoginParametersRequest {
     pub user: UserName,
 }
 
-/// Logs a person in at a joined host, and binds a key pair of that host to them.
+/// Logs a person in at a host, and binds a key pair of that host to them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoginRequest {
@@ -38,6 +38,19 @@ pub struct LoginRequest {
     /// That they know the password.
     pub proof: Secret,
     /// The request for the device's certificate, in PEM.
+    pub request: String,
+    /// Introduces the host where it shows no host's certificate, so that locks can say where they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestHost>,
+}
+
+/// A computer that nobody gave a token: people can log in on it, and it becomes a host because they did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestHost {
+    /// What people call it.
+    pub name: HostName,
+    /// The request for the host's certificate, in PEM.
     pub request: String,
 }
 
@@ -52,6 +65,9 @@ pub struct LoginReply {
     pub keybag: Keybag,
     /// The user.
     pub user: User,
+    /// What became of the guest that was introduced; the host shows this certificate at the next log-in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<JoinReply>,
 }
 
 /// Ties a computer to the server.
@@ -199,6 +215,8 @@ pub struct HostEntry {
     pub id: HostId,
     /// Its name.
     pub name: HostName,
+    /// Whether it joined with a token, rather than by somebody's log-in.
+    pub member: bool,
     /// When it joined.
     pub joined: Timestamp,
     /// When it was last heard of.
