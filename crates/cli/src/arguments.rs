@@ -69,7 +69,7 @@ const CHAPTERS: [(&str, &[&str]); 4] = [
         ],
     ),
     ("This computer", &["login", "logout", "join"]),
-    ("Administration", &["appliance"]),
+    ("Administration", &["appliance", "user", "group", "grant", "token"]),
     ("The rest", &["completion", "exit-codes", "help"]),
 ];
 

@@ -1,14 +1,50 @@
 //! What a verb is given beside its arguments: the way out, the prompt, the places, and the daemons it may talk to.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use collective_api::HostClient;
+use clap::Args;
+use collective_api::{HostClient, ServerClient};
 use collective_model::{Error, ErrorKind, Result, Timestamp, UserName};
 
 use crate::arguments::{Command, Everywhere};
 use crate::directories::Directories;
 use crate::output::Output;
 use crate::prompt::Prompt;
+
+/// How an administrator reaches the server.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Everywhere")]
+pub struct ServerArguments {
+    /// The server's own socket, instead of the host daemon and who is logged in there
+    #[arg(
+        long,
+        global = true,
+        value_name = "unix:DIR/admin.sock",
+        env = "COLLECTIVE_SERVER",
+        hide_env_values = true
+    )]
+    server: Option<ServerSocket>,
+}
+
+/// The path of a server's socket for administrators.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct ServerSocket(PathBuf);
+
+impl FromStr for ServerSocket {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.strip_prefix("unix:") {
+            Some(path) if !path.is_empty() => Ok(Self(path.into())),
+            _ => Err(Error::new(
+                ErrorKind::Invalid,
+                format!("`{text}` is not the socket of a server"),
+            )
+            .with_hint("write it as unix:/var/lib/collective-server/admin.sock")),
+        }
+    }
+}
 
 /// The surroundings of one command.
 #[derive(Clone, Debug)]
@@ -17,6 +53,8 @@ pub struct Context {
     pub output: Output,
     /// How it asks.
     pub prompt: Prompt,
+    /// Where things are unless it was told otherwise.
+    pub directories: Directories,
     host_socket: PathBuf,
     user: Option<UserName>,
 }
@@ -27,12 +65,32 @@ impl Context {
         let directories = Directories::of_process();
         let Everywhere { host_socket, as_user, .. } = command.everywhere.clone();
         let host_socket = host_socket.unwrap_or_else(|| directories.host_socket());
-        Self { output, prompt: Prompt::new(), host_socket, user: as_user }
+        Self { output, prompt: Prompt::new(), directories, host_socket, user: as_user }
     }
 
     /// Whose session was asked for.
     pub fn user(&self) -> Option<&UserName> {
         self.user.as_ref()
+    }
+
+    /// Connects to the server: on its administrators' socket if one was named, else through the host daemon, as the
+    /// user who is logged in.
+    ///
+    /// # Errors
+    /// `Unavailable` if there is no such socket.
+    pub fn server(&self, arguments: &ServerArguments) -> Result<ServerClient> {
+        match &arguments.server {
+            Some(ServerSocket(socket)) => {
+                std::fs::metadata(socket).map_err(|cause| {
+                    let message = format!("no server at `{}`", socket.display());
+                    Error::new(ErrorKind::Unavailable, message)
+                        .with_source(cause)
+                        .with_hint("start one with `collective serve`")
+                })?;
+                ServerClient::unix(socket)
+            }
+            None => ServerClient::through(&self.host()?),
+        }
     }
 
     /// Connects to the host daemon, speaking for the user that was asked for.

@@ -67,6 +67,16 @@ impl Prompt {
 
     /// Reads a secret from where the user said, or asks for it without echo.
     pub fn secret(self, source: Option<&SecretSource>, what: &str) -> Result<Zeroizing<String>> {
+        self.secret_of_flag(source, what, &format!("--{what}-file"))
+    }
+
+    /// As [`Self::secret`], where the flag that gives it is not named as the secret is.
+    pub fn secret_of_flag(
+        self,
+        source: Option<&SecretSource>,
+        what: &str,
+        flag: &str,
+    ) -> Result<Zeroizing<String>> {
         match source {
             Some(SecretSource::Stdin) => first_line(std::io::stdin().lock(), "stdin", what),
             Some(SecretSource::File(path)) => {
@@ -76,16 +86,25 @@ impl Prompt {
                 first_line(file, &format!("`{shown}`"), what)
             }
             None if !self.interactive => {
-                let flag = what.rsplit(' ').next().unwrap_or(what);
-                Err(nobody(
-                    &format!("{what}:"),
-                    &format!("give it with --{flag}-file FILE (`-`: stdin)"),
-                ))
+                Err(nobody(&format!("{what}:"), &format!("give it with {flag} FILE (`-`: stdin)")))
             }
             None => {
                 unempty(read_hidden(&format!("{}: ", capitalised(what)))?, "the terminal", what)
             }
         }
+    }
+
+    /// As [`Self::secret`], for one that is new: typed twice.
+    pub fn new_secret(
+        self,
+        source: Option<&SecretSource>,
+        what: &str,
+    ) -> Result<Zeroizing<String>> {
+        let secret = self.secret(source, what)?;
+        if source.is_none() && *read_hidden(&format!("{} again: ", capitalised(what)))? != *secret {
+            return Err(Error::new(ErrorKind::Invalid, format!("the two {what}s differ")));
+        }
+        Ok(secret)
     }
 }
 

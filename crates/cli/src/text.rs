@@ -38,10 +38,52 @@ pub fn ago(moment: Timestamp, now: Timestamp) -> String {
     format!("{} ago", duration(Duration::from_secs(now.since(moment).as_secs().max(1))))
 }
 
+/// Writes how far away a moment to come is, or that it is over.
+pub fn until(moment: Timestamp, now: Timestamp) -> String {
+    if moment <= now { "expired".to_owned() } else { format!("in {}", duration(moment.since(now))) }
+}
+
 /// Writes a share in percent: one digit after the point below 10.
 pub fn percent(share: f64) -> String {
     let value = share * 100.0;
     if value < 10.0 { format!("{value:.1}%") } else { format!("{value:.0}%") }
+}
+
+/// An amount of bytes as people type it: `20G`, `512MiB`, `1.5TB`, `4096`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let wrong = || {
+            Error::new(ErrorKind::Invalid, format!("`{}` is not an amount of bytes", plain(text)))
+                .with_hint("write it as 4096, 512MiB, 20G (= 20 GiB) or 1.5TB")
+        };
+        let digits =
+            text.find(|sign: char| !sign.is_ascii_digit() && sign != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let value: f64 = number.parse().map_err(|_| wrong())?;
+        let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+            "" | "b" => 1,
+            "kb" => 1000,
+            "mb" => 1000_u64.pow(2),
+            "gb" => 1000_u64.pow(3),
+            "tb" => 1000_u64.pow(4),
+            "k" | "kib" => 1 << 10,
+            "m" | "mib" => 1 << 20,
+            "g" | "gib" => 1 << 30,
+            "t" | "tib" => 1 << 40,
+            _ => return Err(wrong()),
+        };
+        let bytes = value * factor as f64;
+        if bytes.is_finite() && bytes < (1_u64 << 60) as f64 {
+            Ok(Self(bytes as u64))
+        } else {
+            Err(wrong())
+        }
+    }
 }
 
 /// A span of time as people type it: `45s`, `10min`, `2h`, `7d`.
@@ -76,7 +118,7 @@ mod tests {
 
     use collective_model::Timestamp;
 
-    use super::{Span, ago, duration, percent};
+    use super::{Size, Span, ago, duration, percent, until};
 
     #[test]
     fn a_duration_shows_its_two_largest_units() {
@@ -89,6 +131,8 @@ mod tests {
     fn moments_are_told_from_now() {
         let now = Timestamp(1_000_000);
         assert_eq!(ago(Timestamp(0), now), "16 min 40 s ago");
+        assert_eq!(until(now.after(Duration::from_secs(3600)), now), "in 1 h");
+        assert_eq!(until(Timestamp(0), now), "expired");
     }
 
     #[test]
@@ -97,8 +141,14 @@ mod tests {
     }
 
     #[test]
-    fn spans_are_read_as_people_type_them() {
+    fn sizes_and_spans_are_read_as_people_type_them() {
+        for (text, bytes) in [("4096", 4096), ("20G", 20 << 30), ("1.5TB", 1_500_000_000_000)] {
+            assert_eq!(text.parse::<Size>().unwrap(), Size(bytes), "{text}");
+        }
         assert_eq!("10min".parse::<Span>().unwrap(), Span(Duration::from_secs(600)));
+        for text in ["", "G", "1.2.3", "-1", "1X", "999999999T"] {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
         for text in ["", "10", "h", "1.5h", "-1s"] {
             assert!(text.parse::<Span>().is_err(), "{text}");
         }

@@ -8,6 +8,8 @@ mod completion;
 mod delete;
 mod exec;
 mod exit_codes;
+mod grant;
+mod group;
 mod join;
 mod list;
 mod login;
@@ -18,7 +20,9 @@ mod restart;
 mod start;
 mod status;
 mod stop;
+mod token;
 mod undo;
+mod user;
 mod versions;
 
 use clap::Subcommand;
@@ -44,6 +48,10 @@ pub enum Verb {
     Reset(reset::Arguments),
     Delete(delete::Arguments),
     Appliance(appliance::Arguments),
+    User(user::Arguments),
+    Group(group::Arguments),
+    Grant(grant::Arguments),
+    Token(token::Arguments),
     Completion(completion::Arguments),
     ExitCodes(exit_codes::Arguments),
 }
@@ -72,6 +80,10 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8> {
         Verb::Reset(arguments) => reset::run(arguments, context).await,
         Verb::Delete(arguments) => delete::run(arguments, context).await,
         Verb::Appliance(arguments) => appliance::run(arguments, context).await,
+        Verb::User(arguments) => user::run(arguments, context).await.map(done),
+        Verb::Group(arguments) => group::run(arguments, context).await.map(done),
+        Verb::Grant(arguments) => grant::run(arguments, context).await.map(done),
+        Verb::Token(arguments) => token::run(arguments, context).await.map(done),
         Verb::Completion(arguments) => completion::run(&arguments, context).map(done),
         Verb::ExitCodes(arguments) => exit_codes::run(&arguments, context).map(done),
     }
@@ -80,4 +92,9 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8> {
 /// The exit code of a verb that did what was asked.
 fn done((): ()) -> u8 {
     0
+}
+
+/// Writes names beside each other, as tables show them.
+fn names<T: ToString>(names: &[T]) -> String {
+    names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

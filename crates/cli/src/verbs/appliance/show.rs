@@ -1,0 +1,152 @@
+//! `collective appliance show`: one appliance and its versions, read from their signed manifests.
+
+use std::sync::Arc;
+
+use clap::Args;
+use collective_api::ServerClient;
+use collective_api::server::Appliance;
+use collective_model::{
+    ApplianceName, ByteCount, DiskRole, Epoch, Hardware, Result, Timestamp, Version,
+};
+use collective_repository::backend::Http;
+use collective_repository::{Manifest, Repository, Trust};
+use serde::Serialize;
+
+use crate::context::{Context, now};
+use crate::table::{draw, figures, words};
+use crate::text;
+use crate::verbs::names;
+
+/// Show one appliance and its versions
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  collective appliance show debian\n  \
+    collective appliance show debian --version 2")]
+pub struct Arguments {
+    /// Which appliance
+    appliance: ApplianceName,
+    /// Only this version, in more detail
+    #[arg(long, value_name = "VERSION")]
+    version: Option<Version>,
+}
+
+/// What a program reads of a version.
+#[derive(Debug, Serialize)]
+struct Shown {
+    version: Version,
+    time: Timestamp,
+    notes: String,
+    hardware: Option<Hardware>,
+    disks: Vec<Disk>,
+}
+
+#[derive(Debug, Serialize)]
+struct Disk {
+    role: DiskRole,
+    size_bytes: u64,
+    has_trace: bool,
+}
+
+pub async fn run(arguments: Arguments, server: &ServerClient, context: &Context) -> Result<()> {
+    let appliance = server.appliance(&arguments.appliance).await?;
+    let repository = open(server, &appliance).await?;
+    let versions = match arguments.version {
+        Some(version) => vec![version],
+        None => repository.versions().await?,
+    };
+    let mut shown = Vec::new();
+    for version in versions {
+        shown.push(Shown::of(repository.version(version).await?.manifest()));
+    }
+    if arguments.version.is_none() {
+        context.output.object("server_appliance", &appliance);
+    }
+    for version in &shown {
+        context.output.object("appliance_version", version);
+    }
+    if !context.output.is_json() {
+        context.output.text(&match (&arguments.version, shown.as_slice()) {
+            (Some(_), [version]) => version.detail(&appliance.name),
+            _ => overview(&appliance, &shown),
+        });
+    }
+    Ok(())
+}
+
+/// Opens the appliance's repository; the server's word is the trust.
+pub async fn open(server: &ServerClient, appliance: &Appliance) -> Result<Repository> {
+    let descriptor = &appliance.repository;
+    let url = server.repository_url(descriptor.id);
+    let backend = Http::new(server.http().clone(), url, Epoch::default())?;
+    let trust = Trust { id: descriptor.id, publisher: descriptor.publisher, secret: None };
+    Repository::open(Arc::new(backend), trust).await
+}
+
+impl Shown {
+    fn of(manifest: &Manifest) -> Self {
+        let disks = manifest
+            .disks
+            .iter()
+            .map(|disk| Disk {
+                role: disk.role,
+                size_bytes: disk.size_bytes,
+                has_trace: disk.trace.is_some(),
+            })
+            .collect();
+        Self {
+            version: manifest.version,
+            time: manifest.time,
+            notes: manifest.notes.clone(),
+            hardware: manifest.hardware.clone(),
+            disks,
+        }
+    }
+
+    fn detail(&self, appliance: &ApplianceName) -> String {
+        let mut lines = vec![format!("{appliance} {}, published {}", self.version, self.time)];
+        if let Some(hardware) = &self.hardware {
+            lines.push(format!(
+                "  machine    {} processors, {} MiB of memory, {}",
+                hardware.processors,
+                hardware.memory_mib,
+                if hardware.network { "a network card" } else { "no network" }
+            ));
+        }
+        for disk in &self.disks {
+            let trace = if disk.has_trace { ", with a boot trace" } else { "" };
+            let size = ByteCount(disk.size_bytes);
+            lines.push(format!("  {:<11}{size}{trace}", disk.role.name()));
+        }
+        if !self.notes.is_empty() {
+            lines.push(format!("  notes      {}", text::plain(&self.notes)));
+        }
+        lines.join("\n")
+    }
+}
+
+fn overview(appliance: &Appliance, versions: &[Shown]) -> String {
+    let groups = match names(&appliance.groups) {
+        names if names.is_empty() => "nobody yet: `collective grant add`".to_owned(),
+        names => names,
+    };
+    let head = format!(
+        "{}\n  repository {}\n  stored     {}\n  granted to {groups}\n",
+        appliance.name,
+        appliance.repository.id,
+        ByteCount(appliance.stored_bytes)
+    );
+    let now = now();
+    let rows = versions
+        .iter()
+        .map(|version| {
+            let size = version.disks.iter().map(|disk| disk.size_bytes).sum();
+            vec![
+                version.version.to_string(),
+                text::ago(version.time, now),
+                ByteCount(size).to_string(),
+                version.notes.clone(),
+            ]
+        })
+        .collect();
+    let columns = [figures("VERSION"), words("PUBLISHED"), figures("DISKS"), words("NOTES")];
+    format!("{head}\n{}", draw(&columns, rows, "no version published yet"))
+}

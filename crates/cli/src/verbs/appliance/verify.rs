@@ -1,0 +1,50 @@
+//! `collective appliance verify`: has the server check every byte of an appliance's repository.
+
+use clap::Args;
+use collective_api::ServerClient;
+use collective_api::server::VerifyReport;
+use collective_model::{ApplianceName, ByteCount, Error, ErrorKind, Result};
+
+use crate::context::Context;
+use crate::wait;
+
+/// Check every byte of an appliance's repository
+///
+/// The server reads everything that the appliance's versions reach and compares it with its hashes and signatures. Damage
+/// is named, and ends the command with code 7. Hosts never use damaged bytes, whether they were found before or not.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  collective appliance verify debian")]
+pub struct Arguments {
+    /// Which appliance
+    appliance: ApplianceName,
+}
+
+pub async fn run(arguments: Arguments, server: &ServerClient, context: &Context) -> Result<u8> {
+    let name = &arguments.appliance;
+    let meter = context.output.meter(&format!("verify {name}"));
+    meter.stage("the server reads the repository");
+    let Some(report) = wait::or_interrupt(server.verify_appliance(name)).await? else {
+        return Ok(wait::INTERRUPTED);
+    };
+    drop(meter);
+    context.output.say("verified", &report, || text(name, &report));
+    if report.damages.is_empty() {
+        return Ok(0);
+    }
+    let message = format!("{} objects of `{name}` are damaged", report.damages.len());
+    Err(Error::new(ErrorKind::Corrupt, message)
+        .with_hint("restore the server's repositories from a backup, or publish the version anew"))
+}
+
+fn text(name: &ApplianceName, report: &VerifyReport) -> String {
+    let mut lines = vec![format!(
+        "{name}: {} objects, {} read, {} damaged",
+        report.objects,
+        ByteCount(report.bytes),
+        report.damages.len()
+    )];
+    for damage in &report.damages {
+        lines.push(format!("  {}: {}", damage.object, damage.what));
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,142 @@
+//! `collective user password`: a new password, under which the user's disks stay readable.
+
+use clap::Args;
+use collective_api::ServerClient;
+use collective_api::keybag::{Keybag, PasswordKeys, RecoveryKey, UserSecret};
+use collective_api::server::PasswordChange;
+use collective_model::{Result, UserName};
+use serde::Serialize;
+
+use super::new_keys;
+use crate::context::Context;
+use crate::prompt::SecretSource;
+
+/// Set the password of an account
+///
+/// The user's disks are encrypted with a key that only the password and the recovery key open, so one of the two is needed
+/// besides the new password: the recovery key by default, the current password with --current-password-file. With
+/// --forget-disks neither is; then nobody can ever read the disks that the user has now, and there is a new recovery key.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  collective user password ann --recovery-key-file ann-recovery.txt\n  \
+    collective user password ann --forget-disks"
+)]
+pub struct Arguments {
+    /// Who
+    user: UserName,
+    /// File with the new password (`-`: stdin); asked for if not given
+    #[arg(long, value_name = "FILE", value_parser = SecretSource::parse)]
+    password_file: Option<SecretSource>,
+    /// File with the recovery key; asked for if not given
+    #[arg(long, value_name = "FILE", value_parser = SecretSource::parse)]
+    recovery_key_file: Option<SecretSource>,
+    /// File with the current password, instead of the recovery key
+    #[arg(
+        long,
+        value_name = "FILE",
+        value_parser = SecretSource::parse,
+        conflicts_with = "recovery_key_file"
+    )]
+    current_password_file: Option<SecretSource>,
+    /// Give up the disks that the user has now
+    #[arg(long, conflicts_with_all = ["recovery_key_file", "current_password_file"])]
+    forget_disks: bool,
+    /// Do not ask before disks are given up
+    #[arg(long)]
+    yes: bool,
+}
+
+/// What a program reads.
+#[derive(Serialize)]
+struct Changed {
+    user: UserName,
+    /// Only where the old one is void.
+    recovery_key: Option<String>,
+}
+
+pub async fn run(arguments: Arguments, server: &ServerClient, context: &Context) -> Result<()> {
+    let user = arguments.user.clone();
+    if arguments.forget_disks && !arguments.yes {
+        let question = format!("Nobody will ever read the user disks of `{user}` again. Go on?");
+        context.prompt.confirm_name(&question, user.as_str())?;
+    }
+    let bag = server.keybag(&user).await?;
+    let opener = Opener::read(&arguments, server, context).await?;
+    let password = context.prompt.new_secret(arguments.password_file.as_ref(), "password")?;
+    let (keys, parameters) = new_keys(&password)?;
+    let (keybag, recovery) = opener.wrap(&bag, &keys)?;
+    let change = PasswordChange { parameters, proof: keys.proof.clone(), keybag, current: None };
+    server.set_password(&user, &change).await?;
+    let recovery_key = recovery.map(|key| key.to_string());
+    let text = match &recovery_key {
+        Some(key) => format!(
+            "the password of {user} is set\nnew recovery key, shown only now (keep it on paper):\n  {key}"
+        ),
+        None => format!("the password of {user} is set"),
+    };
+    context.output.say("password_set", &Changed { user, recovery_key }, || text);
+    Ok(())
+}
+
+/// What opens the keybag as it is.
+enum Opener {
+    Recovery(RecoveryKey),
+    Current(PasswordKeys),
+    Nothing,
+}
+
+impl Opener {
+    async fn read(arguments: &Arguments, server: &ServerClient, context: &Context) -> Result<Self> {
+        if arguments.forget_disks {
+            return Ok(Self::Nothing);
+        }
+        if let Some(source) = &arguments.current_password_file {
+            let current = context.prompt.secret(Some(source), "current password")?;
+            let parameters = server.login_parameters(&arguments.user).await?;
+            return Ok(Self::Current(PasswordKeys::derive(&current, &parameters)?));
+        }
+        let key = context.prompt.secret_of_flag(
+            arguments.recovery_key_file.as_ref(),
+            "recovery key",
+            "--recovery-key-file",
+        )?;
+        key.parse().map(Self::Recovery)
+    }
+
+    /// Wraps the user's secret under the new password; a new secret has a new recovery key.
+    fn wrap(&self, bag: &Keybag, keys: &PasswordKeys) -> Result<(Keybag, Option<RecoveryKey>)> {
+        match self {
+            Self::Recovery(recovery) => Ok((bag.recover(recovery, keys)?, None)),
+            Self::Current(current) => Ok((bag.rewrap(&bag.open(current)?, keys), None)),
+            Self::Nothing => {
+                let (bag, recovery) = Keybag::create(&UserSecret::generate(), keys);
+                Ok((bag, Some(recovery)))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use collective_api::keybag::{Keybag, PasswordKeys, PasswordParameters, UserSecret};
+
+    use super::Opener;
+
+    #[test]
+    fn the_secret_stays_unless_the_disks_are_given_up() {
+        let keys = |password: &str, salt| {
+            PasswordKeys::derive(password, &PasswordParameters::with_salt([salt; 16])).unwrap()
+        };
+        let (old, new) = (keys("old password", 1), keys("new password", 2));
+        let secret = UserSecret::generate();
+        let (bag, recovery) = Keybag::create(&secret, &old);
+        for opener in [Opener::Recovery(recovery), Opener::Current(old)] {
+            let (renewed, recovery) = opener.wrap(&bag, &new).unwrap();
+            assert_eq!(renewed.open(&new).unwrap(), secret);
+            assert!(recovery.is_none(), "the recovery key on paper stays good");
+        }
+        let (renewed, recovery) = Opener::Nothing.wrap(&bag, &new).unwrap();
+        assert_ne!(renewed.open(&new).unwrap(), secret);
+        assert!(recovery.is_some());
+    }
+}
