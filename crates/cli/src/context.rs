@@ -89,7 +89,15 @@ impl Context {
                 })?;
                 ServerClient::unix(socket)
             }
-            None => ServerClient::through(&self.host()?),
+            None => {
+                let host = self.host().map_err(|error| {
+                    error.with_hint(
+                        "start one with `collective host` and log in, or, on the server's own computer, \
+                         use --server unix:/var/lib/collective-server/admin.sock",
+                    )
+                })?;
+                ServerClient::through(&host)
+            }
         }
     }
 

@@ -46,6 +46,46 @@ fn a_socket_that_nobody_listens_on_is_no_daemon() {
 }
 
 #[test]
+fn without_a_server_every_verb_of_an_administrator_says_where_it_looked() {
+    let home = Home::new();
+    let socket = home.path().join("admin.sock").display().to_string();
+    for line in [
+        "user list",
+        "user add ann",
+        "user remove ann --yes",
+        "user password ann",
+        "group add office",
+        "group list",
+        "group remove office --yes",
+        "group member office ann",
+        "grant add debian office",
+        "grant list",
+        "grant remove debian office",
+        "token create",
+        "token list",
+        "token remove 1",
+        "appliance list",
+        "appliance show debian",
+        "appliance verify debian",
+        "appliance prune debian --keep-last 1 --yes",
+    ] {
+        let line = format!("{line} --server unix:{socket}");
+        check(&home, &line, 6, &[&socket, "hint: start one with `collective serve`"]);
+    }
+    check(&home, "user list", 6, &[&home.socket(), "--server unix:"]);
+    check(&home, "user list --server https://x", 2, &["`https://x` is not the socket of a server"]);
+}
+
+#[test]
+fn what_is_to_be_read_is_named_when_it_is_missing() {
+    let home = Home::new();
+    let out = home.path().join("out").display().to_string();
+    let line = format!("appliance build no-such-recipe --output {out}");
+    check(&home, &line, 4, &["no-such-recipe"]);
+    assert!(!home.path().join("out").exists(), "a build that failed left its directory");
+}
+
+#[test]
 fn words_that_make_no_sense_are_named() {
     let home = Home::new();
     check(&home, "strat debian", 2, &["'strat'", "'start'"]);

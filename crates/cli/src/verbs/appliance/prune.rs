@@ -13,8 +13,10 @@ use crate::verbs::names;
 /// Shows what would go, and asks. What no version needs any more is swept later, when no running upload or reader can still
 /// want it; a prune after that frees its room.
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  collective appliance prune debian --keep-last 3 --dry-run\n  \
-    collective appliance prune debian --keep-last 3 --keep 1 --yes")]
+#[command(
+    after_help = "Examples:\n  collective appliance prune debian --keep-last 3 --dry-run\n  \
+    collective appliance prune debian --keep-last 3 --keep 1 --yes"
+)]
 pub struct Arguments {
     /// Which appliance
     appliance: ApplianceName,

@@ -76,7 +76,7 @@ pub async fn run(arguments: Arguments, server: &ServerClient, context: &Context)
 pub async fn open(server: &ServerClient, appliance: &Appliance) -> Result<Repository> {
     let descriptor = &appliance.repository;
     let url = server.repository_url(descriptor.id);
-    let backend = Http::new(server.http().clone(), url, Epoch::default())?;
+    let backend = Http::new(server.http().clone(), &url, Epoch::default());
     let trust = Trust { id: descriptor.id, publisher: descriptor.publisher, secret: None };
     Repository::open(Arc::new(backend), trust).await
 }
