@@ -4,16 +4,19 @@
 //! [`accelerator`] what can run guests here; [`process`] starts one, detached, and finds it again; [`qmp`] and
 //! [`agent`] talk to it and to its guest; [`layer`] and [`graph`] are its disks, at rest and while it runs;
 //! [`image`] makes disks out of recipes and of what users have.
+//! [`lifecycle`] and [`admission`] decide, without doing anything themselves, what is to be done next.
 //!
 //! What a disk's base holds, where versions come from and who may start what is left to others.
 
 #![warn(missing_docs)]
 
 pub mod accelerator;
+pub mod admission;
 pub mod agent;
 pub mod graph;
 pub mod image;
 pub mod layer;
+pub mod lifecycle;
 pub mod process;
 pub mod qemu;
 pub mod qmp;
