@@ -1,4 +1,6 @@
 //! Tests of the machine room that need QEMU, root or the distribution's tools.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails its test")]
+
 #[path = "vm/image.rs"]
 mod image;

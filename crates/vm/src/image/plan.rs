@@ -121,10 +121,10 @@ impl Plan {
 
 /// The files that a build lays over every system, beside those of its recipe.
 fn overlay(recipe: &Recipe, places: &Places<'_>, additions: &Additions<'_>) -> Vec<Step> {
-    let mut fstab = format!("UUID={SYSTEM_UUID} / ext4 noatime,errors=remount-ro 0 0\n");
-    if let Some(user) = &recipe.text.user {
-        fstab += &format!("LABEL={} {} ext4 noatime,discard 0 0\n", user.label, user.mount);
-    }
+    // The root is mounted as it shall be by the kernel's command line; a line here would mount it once more.
+    let fstab = recipe.text.user.as_ref().map_or_else(String::new, |user| {
+        format!("LABEL={} {} ext4 noatime,discard 0 0\n", user.label, user.mount)
+    });
     let etc = places.work.join("overlay/etc");
     let write = |name: &str, text: String| Step {
         name: "settings",
@@ -187,6 +187,7 @@ find "$1" -maxdepth 1 -name '*.deb' -exec cp -t "$root/var/cache/apt/archives" {
 const KEEP_DOWNLOADS: &str = r#"for deb in "$root"/var/cache/apt/archives/*.deb; do
   kept="$1/${deb##*/}"
   if [ -e "$kept" ]; then touch "$kept"; else cp "$deb" "$kept.$$" && mv "$kept.$$" "$kept"; fi
+  rm "$deb"
 done"#;
 const LAY_OVER: &str = r#"for tree in "$@"; do
   even=$(mktemp -d)
@@ -267,7 +268,7 @@ fn system_disk(recipe: &Recipe, places: &Places<'_>, tree: &Path, disk: &Path) -
                     .arg(config)
                     .arg("--output")
                     .arg(&core)
-                    .args(["biosdisk", "part_gpt", "ext2", "linux"]),
+                    .args(["biosdisk", "part_gpt", "ext2", "linux16"]),
             ),
         ),
         step(
@@ -278,10 +279,12 @@ fn system_disk(recipe: &Recipe, places: &Places<'_>, tree: &Path, disk: &Path) -
 }
 
 /// What GRUB does, without asking anybody: Debian keeps the two links at its newest kernel.
+///
+/// The 16-bit protocol, since GRUB's 32-bit one moves 50 MB of memory byte by byte: 2.1 s under TCG, against 0.05 s.
 fn boot_commands(recipe: &Recipe) -> String {
     format!(
-        "linux (hd0,gpt2)/vmlinuz root=UUID={SYSTEM_UUID} rw {}\n\
-         initrd (hd0,gpt2)/initrd.img\nboot\n",
+        "linux16 (hd0,gpt2)/vmlinuz root=UUID={SYSTEM_UUID} rw rootflags=noatime {}\n\
+         initrd16 (hd0,gpt2)/initrd.img\nboot\n",
         recipe.text.kernel_command_line
     )
 }
