@@ -6,5 +6,11 @@
 mod export;
 #[path = "disk/hostile.rs"]
 mod hostile;
+#[path = "disk/root.rs"]
+mod root;
 #[path = "disk/support.rs"]
 mod support;
+#[path = "disk/version.rs"]
+mod version;
+#[path = "disk/weather.rs"]
+mod weather;

@@ -1,4 +1,4 @@
-//! What the tests share: images with holes, sockets, and Debian's NBD clients.
+//! What the tests share: images with holes, sockets, Debian's NBD clients, and a published version.
 
 use std::fs::File;
 use std::io::Write;
@@ -6,8 +6,17 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
-use collective_disk::{Export, RawFile};
+use collective_disk::{Cache, CacheOptions, Export, FetchSettings, RawFile, Source, VersionDisk};
+use collective_model::{
+    BlockRange, DiskRole, Epoch, ErrorKind, RepositoryId, Silent, Timestamp, Version,
+};
+use collective_repository::backend::{Call, Fault, Faulty, Memory, ObjectName};
+use collective_repository::{
+    Descriptor, DiskReader, DiskSource, Kind, Piece, PieceData, Publication, Repository,
+    SigningKey, Trace, Trust,
+};
 use tempfile::TempDir;
 
 /// Bytes of the images in these tests.
@@ -80,5 +89,117 @@ impl Random {
 
     pub fn below(&mut self, limit: u64) -> u64 {
         (self.next() >> 16) % limit
+    }
+}
+
+/// A published disk with holes, the bytes that it must show, and the backend that it lies in.
+pub struct World {
+    pub image: Vec<u8>,
+    pub directory: TempDir,
+    backend: Arc<Memory>,
+    trust: Trust,
+}
+
+/// What the start of the published disk touches: some blocks of many runs, in no order of the disk.
+pub fn boot_trace() -> Trace {
+    let runs = [4, 0, 2, 8, 3, 17, 11, 5, 1, 14, 9, 12];
+    Trace { ranges: runs.map(|run| BlockRange::new(256 * run, 50)).to_vec() }
+}
+
+impl World {
+    pub async fn create() -> Self {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("image");
+        write_image(&path, IMAGE_BYTES);
+        let backend = Arc::new(Memory::new());
+        let key = SigningKey::from_seed([3; 32]);
+        let id = RepositoryId([5; 16]);
+        let descriptor = Descriptor::public(id, Kind::Appliance, key.publisher());
+        let repository =
+            Repository::create(Arc::clone(&backend) as _, descriptor, None).await.unwrap();
+        let pieces = vec![Piece {
+            range: BlockRange::covering(0, IMAGE_BYTES),
+            what: PieceData::File { file: Arc::new(File::open(&path).unwrap()), offset: 0 },
+        }];
+        let disk = DiskSource {
+            role: DiskRole::System,
+            size_bytes: IMAGE_BYTES,
+            base: None,
+            pieces,
+            trace: Some(boot_trace()),
+        };
+        let publication = Publication {
+            parent: None,
+            epoch: Epoch::default(),
+            time: Timestamp(0),
+            hardware: None,
+            notes: String::new(),
+            id: "first".to_owned(),
+            disks: vec![disk],
+            sink: None,
+        };
+        repository.publish(publication, &key, &Silent).await.unwrap();
+        let image = std::fs::read(path).unwrap();
+        let trust = Trust { id, publisher: key.publisher(), secret: None };
+        Self { image, directory, backend, trust }
+    }
+
+    /// Opens the disk through a backend that does what `script` says with each read of a pack.
+    pub async fn reader(
+        &self,
+        script: impl Fn(Call) -> Fault + Send + Sync + 'static,
+    ) -> DiskReader {
+        let packs_only = move |call: Call| match call.name {
+            Some(ObjectName::Pack(_)) => script(call),
+            _ => Fault::Pass,
+        };
+        let backend = Faulty::new(Arc::clone(&self.backend) as _, packs_only);
+        let repository = Repository::open(Arc::new(backend), self.trust.clone()).await.unwrap();
+        let version = repository.version(Version::FIRST).await.unwrap();
+        version.disk(DiskRole::System).await.unwrap()
+    }
+
+    /// Opens the cache; if one was just dropped, once its last fetch is stored.
+    pub async fn cache(&self) -> Cache {
+        open_cache(&self.directory.path().join("cache"), 64 << 20).await
+    }
+
+    /// Checks what was read of the disk.
+    pub fn check(&self, offset: u64, data: &[u8]) {
+        let offset = usize::try_from(offset).unwrap();
+        let expected = &self.image[offset..offset + data.len()];
+        assert!(data == expected, "{} wrong bytes at {offset}", data.len());
+    }
+
+    /// Reads the whole disk and checks it.
+    pub async fn check_all(&self, disk: &VersionDisk) {
+        for offset in (0..IMAGE_BYTES).step_by(1 << 20) {
+            self.check(offset, &disk.read(offset, 1 << 20).await.unwrap());
+        }
+    }
+}
+
+/// Opens a cache as soon as whoever has it open lets go.
+pub async fn open_cache(path: &Path, capacity_bytes: u64) -> Cache {
+    let opening = async {
+        loop {
+            match Cache::open(path, CacheOptions { capacity_bytes }) {
+                Err(error) if error.kind() == ErrorKind::Conflict => {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                opened => return opened.unwrap(),
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), opening).await.expect("the cache is let go")
+}
+
+/// Settings with pauses that tests can wait for.
+pub fn quick() -> FetchSettings {
+    FetchSettings {
+        first_pause: Duration::from_millis(1),
+        longest_pause: Duration::from_millis(20),
+        late_after: Duration::from_millis(50),
+        ..FetchSettings::default()
     }
 }
