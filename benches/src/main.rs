@@ -1,0 +1,28 @@
+//! `make bench`: our figures beside those of peers, on the same `debian` disk in one run.
+//!
+//! Each measure is a module; `report` prints the table and writes `target/bench/report.json`. Rounds of ours and of the
+//! peer alternate, so that a machine that slows down slows both; figures are medians with their spread. `QUICK=1` takes
+//! fewer rounds and stays under five minutes once the appliance is built.
+
+mod boot;
+mod export;
+mod publish;
+mod report;
+mod sample;
+mod scene;
+
+use anyhow::Result;
+
+use report::Report;
+use scene::Scene;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let quick = std::env::var("QUICK").is_ok_and(|value| !matches!(value.as_str(), "" | "0"));
+    let scene = Scene::set(quick).await?;
+    let mut report = Report::default();
+    let version = publish::measure(&scene, &mut report).await?;
+    export::measure(&scene, &version, &mut report).await?;
+    boot::measure(&scene, &version, &mut report).await?;
+    report.finish(&scene)
+}
