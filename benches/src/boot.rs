@@ -60,8 +60,7 @@ async fn from_export(
     version: &VersionReader,
     directory: &Path,
 ) -> Result<(f64, u64)> {
-    let cache =
-        Cache::open(directory, CacheOptions { capacity_bytes: 8 << 30 }).map_err(chain)?;
+    let cache = Cache::open(directory, CacheOptions { capacity_bytes: 8 << 30 }).map_err(chain)?;
     let fetcher = Fetcher::new(cache, FetchSettings::default());
     let disk = VersionDisk::new(version.disk(DiskRole::System).await.map_err(chain)?, fetcher);
     let trace = version.trace(DiskRole::System).await.map_err(chain)?;

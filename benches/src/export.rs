@@ -55,8 +55,9 @@ const LOADS: [Load; 3] = [
 /// Measures every load on both servers in turn.
 pub async fn measure(scene: &Scene, version: &VersionReader, report: &mut Report) -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let cache = Cache::open(&scene.fresh("export-cache")?, CacheOptions { capacity_bytes: 8 << 30 })
-        .map_err(chain)?;
+    let cache =
+        Cache::open(&scene.fresh("export-cache")?, CacheOptions { capacity_bytes: 8 << 30 })
+            .map_err(chain)?;
     let reader = version.disk(DiskRole::System).await.map_err(chain)?;
     let disk = VersionDisk::new(reader, Fetcher::new(cache, FetchSettings::default()));
     warm(&disk).await?;

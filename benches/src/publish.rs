@@ -116,8 +116,6 @@ fn compressor(scene: &Scene, name: &str) -> Result<Sample> {
     let data = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(image)?) * 512;
     let output = scene.directory.join("peer.zst");
     let before = children_time();
-    let done = Command::new("zstd").args(["-q", "-3", "-f", "--single-thread"]).arg(image).arg("-o");
-    let _ = done.get_program();
     let status = Command::new("zstd")
         .args(["-q", "-3", "-f", "--single-thread"])
         .arg(image)

@@ -51,11 +51,7 @@ impl Report {
     ) {
         let peers: Vec<Peer> = peers
             .iter()
-            .map(|(name, sample)| Peer {
-                name,
-                value: sample.median(),
-                spread: sample.spread(),
-            })
+            .map(|(name, sample)| Peer { name, value: sample.median(), spread: sample.spread() })
             .collect();
         let ratio = peers.first().map(|peer| ours.median() / peer.value);
         let measure =
@@ -66,7 +62,7 @@ impl Report {
 
     /// Prints the table as Markdown and writes the report.
     pub fn finish(mut self, scene: &Scene) -> Result<()> {
-        self.accelerator = scene.accelerator.accelerator.name().to_owned();
+        self.accelerator = scene.accelerator.accelerator.to_string();
         self.processors = std::thread::available_parallelism()?.get();
         say("\n| id | unit | ours | peers | ratio | spread | goal |");
         say("| --- | --- | ---: | --- | ---: | ---: | --- |");
@@ -96,11 +92,8 @@ fn row(measure: &Measure) -> String {
 }
 
 fn line(measure: &Measure) -> String {
-    let peers: Vec<String> = measure
-        .peers
-        .iter()
-        .map(|peer| format!(", {} {}", peer.name, short(peer.value)))
-        .collect();
+    let peers: Vec<String> =
+        measure.peers.iter().map(|peer| format!(", {} {}", peer.name, short(peer.value))).collect();
     format!("{}: {} {}{}", measure.id, short(measure.ours), measure.unit, peers.concat())
 }
 

@@ -33,7 +33,7 @@ impl Scene {
             image::build_cached(&recipe, &directory.join("images")).await.map_err(chain)?;
         let qemu = Qemu::discover().await.map_err(chain)?;
         let accelerator = accelerator::probe(&qemu).await;
-        say(&format!("{}: {}", accelerator.accelerator.name(), accelerator.why));
+        say(&format!("{}: {}", accelerator.accelerator, accelerator.why));
         Ok(Self { quick, directory, appliance, qemu, accelerator })
     }
 
