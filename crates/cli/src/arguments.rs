@@ -68,7 +68,7 @@ const CHAPTERS: [(&str, &[&str]); 4] = [
             "reset", "delete",
         ],
     ),
-    ("This computer", &["login", "logout", "join"]),
+    ("This computer", &["login", "logout", "join", "doctor"]),
     ("Administration", &["appliance", "user", "group", "grant", "token"]),
     ("The rest", &["completion", "exit-codes", "help"]),
 ];
@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn a_mistake_names_the_word_and_says_where_to_look() {
         let said = [
-            "collective undoo debian",
+            "collective verzions debian",
             "collective start",
             "collective start Debian",
             "collective start debian --version 0",
@@ -249,7 +249,7 @@ mod tests {
         .map(mistake)
         .join("\n");
         insta::assert_snapshot!(said, @r#"
-        unrecognized subcommand 'undoo' | a similar subcommand exists: 'undo'
+        unrecognized subcommand 'verzions' | a similar subcommand exists: 'versions'
         the following required arguments were not provided: <APPLIANCE> | `collective help start` says how
         invalid value 'Debian' for '<APPLIANCE>': "Debian" is not a name for an appliance | a name has 1 to 63 signs of a-z, 0-9, `-`, `.` and `_`, and starts with a letter or digit
         invalid value '0' for '--version <VERSION>': `0` is not a version number | versions are whole numbers from 1

@@ -6,6 +6,7 @@
 mod appliance;
 mod completion;
 mod delete;
+mod doctor;
 mod exec;
 mod exit_codes;
 mod grant;
@@ -47,6 +48,7 @@ pub enum Verb {
     Publish(publish::Arguments),
     Reset(reset::Arguments),
     Delete(delete::Arguments),
+    Doctor(doctor::Arguments),
     Appliance(appliance::Arguments),
     User(user::Arguments),
     Group(group::Arguments),
@@ -79,6 +81,7 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8> {
         Verb::Publish(arguments) => publish::run(arguments, context).await,
         Verb::Reset(arguments) => reset::run(arguments, context).await,
         Verb::Delete(arguments) => delete::run(arguments, context).await,
+        Verb::Doctor(arguments) => doctor::run(arguments, context).await,
         Verb::Appliance(arguments) => appliance::run(arguments, context).await,
         Verb::User(arguments) => user::run(arguments, context).await.map(done),
         Verb::Group(arguments) => group::run(arguments, context).await.map(done),

@@ -126,6 +126,17 @@ fn the_exit_codes_are_told_to_programs_too() {
 }
 
 #[test]
+fn the_doctor_goes_on_after_what_fails_and_names_it() {
+    let home = Home::new();
+    let ended = home.run(&["doctor", "--json"]);
+    let checks = ended.objects();
+    let daemon = checks.iter().find(|check| check["check"] == "daemon").unwrap();
+    assert_eq!((ended.code, &daemon["level"]), (6, &"failed".into()));
+    assert!(daemon["text"].as_str().unwrap().contains(&home.socket()), "{daemon}");
+    assert!(checks.iter().any(|check| check["check"] == "disk space"), "{}", ended.stdout);
+}
+
+#[test]
 fn a_shell_gets_its_completion() {
     let ended = Home::new().run(&["completion", "bash"]);
     assert_eq!(ended.code, 0);

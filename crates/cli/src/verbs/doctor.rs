@@ -1,0 +1,286 @@
+//! `collective doctor`: one line for each thing that a start needs, and what to do where it is missing.
+//!
+//! What is found is looked at by pure functions ([`disk_space`], [`about_host`], …); looking itself is below them.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use collective_api::ServerClient;
+use collective_api::host::HostStatus;
+use collective_model::{ByteCount, Error, ErrorKind, Result, Timestamp};
+use collective_vm::accelerator::{Accelerator, Probed, probe};
+use collective_vm::qemu::Qemu;
+use serde::Serialize;
+
+use crate::context::{Context, now};
+use crate::text;
+
+/// Less free space than this, and the next start may find no room for its layers and its cache.
+const ROOM_BYTES: u64 = 4_000_000_000;
+
+/// More than this between two clocks, and leases and fresh certificates look wrong to one side.
+const SKEW: Duration = Duration::from_secs(30);
+
+/// The exit code when something needs to be done: what is missing may be there next time.
+const UNWELL: ErrorKind = ErrorKind::Unavailable;
+
+/// Check whether this computer has what it needs
+///
+/// Looks at QEMU and what runs its guests, at disk space, at the host daemon, its server and the server's clock, who is
+/// logged in, and the cache; one line each, with a hint where something is wrong. Changes nothing. Ends with code 6 if a check failed.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  collective doctor")]
+pub struct Arguments {
+    /// Directory of the host daemon
+    #[arg(long, value_name = "DIR", env = "COLLECTIVE_HOST_DIR", hide_env_values = true)]
+    dir: Option<PathBuf>,
+}
+
+/// How well a thing is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Level {
+    Ok,
+    Warning,
+    Failed,
+}
+
+/// What a check found.
+#[derive(Debug, PartialEq, Serialize)]
+struct Finding {
+    check: &'static str,
+    level: Level,
+    text: String,
+    hint: Option<String>,
+}
+
+pub async fn run(arguments: Arguments, context: &Context) -> Result<u8> {
+    let dir = arguments.dir.unwrap_or_else(|| context.directories.host.clone());
+    let mut findings = machines().await;
+    findings.push(disk_space(&dir, free_bytes(&dir)));
+    match daemon(context).await {
+        Ok(found) => findings.extend(found),
+        Err(error) => findings.push(failed("daemon", &error)),
+    }
+    for finding in &findings {
+        context.output.say("check", finding, || finding.lines());
+    }
+    let is_well = findings.iter().all(|finding| finding.level != Level::Failed);
+    Ok(if is_well { 0 } else { UNWELL.exit_code() })
+}
+
+impl Finding {
+    fn lines(&self) -> String {
+        let level = match self.level {
+            Level::Ok => "ok",
+            Level::Warning => "warning",
+            Level::Failed => "failed",
+        };
+        let line = format!("{level:<9}{:<13}{}", self.check, text::plain(&self.text));
+        match &self.hint {
+            Some(hint) => format!("{line}\n{:<22}hint: {}", "", text::plain(hint)),
+            None => line,
+        }
+    }
+}
+
+fn ok(check: &'static str, text: String) -> Finding {
+    Finding { check, level: Level::Ok, text, hint: None }
+}
+
+fn warning(check: &'static str, text: String, hint: &str) -> Finding {
+    Finding { check, level: Level::Warning, text, hint: Some(hint.to_owned()) }
+}
+
+fn failed(check: &'static str, error: &Error) -> Finding {
+    let hint = error.hint().map(str::to_owned);
+    Finding { check, level: Level::Failed, text: error.chain(), hint }
+}
+
+/// Looks at the daemon, and through it at the server.
+async fn daemon(context: &Context) -> Result<Vec<Finding>> {
+    let client = context.host()?;
+    let host = client.host().await?;
+    let mut findings = about_host(&host);
+    let reaches = host.server.is_some_and(|server| server.reachable);
+    if reaches && !host.sessions.is_empty() {
+        let begin = now();
+        let told = ServerClient::through(&client)?.server().await;
+        // The server read its clock somewhere between our two readings; the middle is the best guess.
+        let here = begin.after(now().since(begin) / 2);
+        findings.push(match told {
+            Ok(server) => clock(here, server.time),
+            Err(error) => failed("clock", &error),
+        });
+    }
+    Ok(findings)
+}
+
+/// Compares the clocks of this computer and of the server.
+fn clock(here: Timestamp, there: Timestamp) -> Finding {
+    let skew = here.since(there).max(there.since(here));
+    let text = format!("{} from the server's", text::duration(skew));
+    if skew <= SKEW {
+        return ok("clock", text);
+    }
+    let hint =
+        "set the clocks (apt-get install systemd-timesyncd): certificates and leases go by them";
+    warning("clock", text, hint)
+}
+
+/// Looks for QEMU and at what runs its guests.
+async fn machines() -> Vec<Finding> {
+    let qemu = match Qemu::discover().await {
+        Ok(qemu) => qemu,
+        Err(error) => return vec![failed("qemu", &error)],
+    };
+    let found = ok("qemu", format!("{} at {}", qemu.release, qemu.program.display()));
+    vec![found, accelerator(&probe(&qemu).await)]
+}
+
+fn accelerator(probed: &Probed) -> Finding {
+    let text = format!("{}: {}", probed.accelerator, probed.why);
+    match probed.accelerator {
+        Accelerator::Kvm => ok("accelerator", text),
+        Accelerator::Tcg => {
+            warning("accelerator", text, "everything works, several times slower than with KVM")
+        }
+    }
+}
+
+/// Free bytes where `dir` is, or will be.
+fn free_bytes(dir: &Path) -> Result<u64> {
+    let there = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    rustix::fs::statvfs(there).map(|space| space.f_bavail.saturating_mul(space.f_frsize)).map_err(
+        |errno| {
+            let message = format!("cannot ask for the free space of {}", there.display());
+            Error::new(ErrorKind::Unavailable, message).with_source(std::io::Error::from(errno))
+        },
+    )
+}
+
+fn disk_space(dir: &Path, free: Result<u64>) -> Finding {
+    match free {
+        Ok(bytes) if bytes >= ROOM_BYTES => {
+            ok("disk space", format!("{} free for {}", ByteCount(bytes), dir.display()))
+        }
+        Ok(bytes) => warning(
+            "disk space",
+            format!("only {} free for {}", ByteCount(bytes), dir.display()),
+            "make room, or put the host elsewhere with `collective host --dir`",
+        ),
+        Err(error) => failed("disk space", &error),
+    }
+}
+
+/// Looks at what the daemon says of itself.
+fn about_host(host: &HostStatus) -> Vec<Finding> {
+    let mut findings =
+        vec![ok("daemon", format!("release {}, process {}", host.release, host.pid))];
+    if host.release != env!("CARGO_PKG_VERSION") {
+        let text =
+            format!("release {}, but this command is {}", host.release, env!("CARGO_PKG_VERSION"));
+        findings.push(warning("release", text, "restart the daemon; appliances go on running"));
+    }
+    findings.push(match &host.server {
+        None => warning("server", "none yet".to_owned(), "`collective join URL`"),
+        Some(server) if server.reachable => ok("server", format!("{} answers", server.url)),
+        Some(server) => {
+            let message = format!("{} cannot be reached", server.url);
+            failed(
+                "server",
+                &Error::new(ErrorKind::Unavailable, message).with_hint(
+                    "what runs goes on, what is in the cache starts; backups wait until it is back",
+                ),
+            )
+        }
+    });
+    findings.push(match host.sessions.as_slice() {
+        [] => warning("log-in", "nobody is logged in".to_owned(), "`collective login USER`"),
+        sessions => {
+            let names: Vec<String> =
+                sessions.iter().map(|session| session.user.to_string()).collect();
+            ok("log-in", names.join(", "))
+        }
+    });
+    let cache = &host.cache;
+    findings.push(ok(
+        "cache",
+        format!("{} of {}", ByteCount(cache.used_bytes), ByteCount(cache.capacity_bytes)),
+    ));
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use collective_api::host::{CacheStatus, HostStatus, ServerStatus};
+    use collective_model::Timestamp;
+    use collective_vm::accelerator::{Accelerator, Probed};
+
+    use super::{Level, about_host, accelerator, clock, disk_space, free_bytes};
+
+    fn host(server: Option<ServerStatus>) -> HostStatus {
+        HostStatus {
+            name: None,
+            id: None,
+            release: "0.0.1".to_owned(),
+            pid: 7,
+            server,
+            sessions: Vec::new(),
+            cache: CacheStatus::default(),
+            accelerator: None,
+            publish_minutes: 10,
+        }
+    }
+
+    #[test]
+    fn a_server_that_cannot_be_reached_fails_and_none_at_all_is_a_warning() {
+        let level = |host: &HostStatus| {
+            about_host(host).into_iter().find(|finding| finding.check == "server").unwrap().level
+        };
+        assert_eq!(level(&host(None)), Level::Warning);
+        let away = ServerStatus {
+            url: "https://server:7443".to_owned(),
+            fingerprint: String::new(),
+            reachable: false,
+        };
+        assert_eq!(level(&host(Some(away.clone()))), Level::Failed);
+        assert_eq!(level(&host(Some(ServerStatus { reachable: true, ..away }))), Level::Ok);
+    }
+
+    #[test]
+    fn a_daemon_of_another_release_is_told() {
+        let findings = about_host(&host(None));
+        assert!(findings.iter().any(|finding| finding.check == "release"));
+    }
+
+    #[test]
+    fn slow_machines_are_a_warning_that_says_why() {
+        let why = "/dev/kvm cannot be opened".to_owned();
+        let finding = accelerator(&Probed { accelerator: Accelerator::Tcg, why });
+        assert_eq!(finding.level, Level::Warning);
+        insta::assert_snapshot!(finding.lines(), @r"
+        warning  accelerator  tcg: /dev/kvm cannot be opened
+                              hint: everything works, several times slower than with KVM
+        ");
+    }
+
+    #[test]
+    fn clocks_that_differ_are_a_warning_whichever_is_ahead() {
+        let (early, late) = (Timestamp(0), Timestamp(60_000));
+        assert_eq!(clock(early, late).level, Level::Warning);
+        assert_eq!(clock(late, early).level, Level::Warning);
+        assert_eq!(clock(early, Timestamp(30_000)).level, Level::Ok);
+    }
+
+    #[test]
+    fn little_room_is_a_warning() {
+        let dir = Path::new("/var/lib/collective");
+        assert_eq!(disk_space(dir, Ok(5_000_000_000)).level, Level::Ok);
+        assert_eq!(disk_space(dir, Ok(1_000_000)).level, Level::Warning);
+        assert!(free_bytes(Path::new("/no/such/directory")).unwrap() > 0);
+    }
+}
