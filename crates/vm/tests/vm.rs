@@ -2,5 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails its test")]
 
+#[path = "vm/graph.rs"]
+mod graph;
 #[path = "vm/image.rs"]
 mod image;
