@@ -137,7 +137,6 @@ fn self_test_arguments(accelerator: Accelerator, image: &Path) -> Vec<String> {
     let drive = serde_json::json!({
         "driver": "raw",
         "node-name": "boot",
-        "read-only": true,
         "file": { "driver": "file", "filename": image },
     });
     let mut arguments: Vec<String> = ["-nodefaults", "-no-user-config", "-display", "none"]

@@ -388,3 +388,6 @@ fn silent(command: &str) -> String {
 fn lost() -> String {
     "the connection to the guest agent was lost".to_owned()
 }
+
+#[cfg(test)]
+mod tests;

@@ -93,7 +93,7 @@ pub async fn check(path: &Path) -> Result<Checked> {
     present(path)?;
     // `-r leaks` also gives the leaked clusters back, after which the exit code says whether anything else is wrong.
     let said = image_tool(
-        on_file(&["check", "-q", "--output=json", "-r", "leaks", "-f", "qcow2"], path),
+        on_file(&["check", "--output=json", "-r", "leaks", "-f", "qcow2"], path),
         Limits::WALK,
     )
     .await

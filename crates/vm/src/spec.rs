@@ -109,7 +109,7 @@ impl MachineSpec {
     /// # Errors
     /// `Invalid`, naming the machine and what is wrong with it.
     pub fn check(&self) -> Result<()> {
-        self.hardware.check().map_err(|error| error.context(self.what("cannot be made")))?;
+        self.hardware.check().map_err(|error| error.context(self.what("it cannot be made")))?;
         let paths = [&self.serial_log, &self.qemu_log, &self.pid_file].map(PathBuf::as_path);
         let exports = self.disks.iter().filter_map(|disk| match &disk.backing {
             Backing::Nbd(export) => Some(export.socket.as_path()),
@@ -118,7 +118,10 @@ impl MachineSpec {
         let sockets: Vec<&Path> = self.sockets.all().into_iter().chain(exports).collect();
         let layers = self.disks.iter().flat_map(|disk| &disk.layers).map(PathBuf::as_path);
         for path in paths.into_iter().chain(layers).chain(sockets.iter().copied()) {
-            self.ensure(path.to_str().is_some(), || format!("{} is not UTF-8", path.display()))?;
+            // QEMU runs in another directory, and takes its arguments as text.
+            self.ensure(path.is_absolute() && path.to_str().is_some(), || {
+                format!("{} is no absolute path in UTF-8", path.display())
+            })?;
         }
         for socket in sockets {
             self.ensure(socket.as_os_str().len() <= SOCKET_PATH_BYTES, || {
@@ -265,3 +268,6 @@ fn channel_arguments(spec: &MachineSpec, arguments: &mut Arguments) {
 fn escaped(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
+
+#[cfg(test)]
+mod tests;

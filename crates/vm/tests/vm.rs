@@ -6,3 +6,5 @@
 mod graph;
 #[path = "vm/image.rs"]
 mod image;
+#[path = "vm/qemu.rs"]
+mod qemu;
