@@ -2,7 +2,8 @@
 systemctl enable systemd-networkd.service nginx.service
 
 # A virtual machine of a few minutes has no use for these; each costs a process at every start.
-systemctl mask systemd-networkd-wait-online.service systemd-timesyncd.service e2scrub_reap.service \
+systemctl mask systemd-remount-fs.service systemd-journal-flush.service systemd-modules-load.service \
+  systemd-networkd-wait-online.service systemd-timesyncd.service e2scrub_reap.service \
   e2scrub_all.timer apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer \
   systemd-pstore.service systemd-rfkill.socket systemd-random-seed.service systemd-update-utmp.service \
   systemd-update-utmp-runlevel.service systemd-binfmt.service proc-sys-fs-binfmt_misc.automount \
@@ -21,7 +22,12 @@ passwd -d root > /dev/null
 rm -rf /usr/share/man/* /usr/share/info/* /usr/share/locale/*
 find /usr/share/doc -type f ! -name copyright -delete
 
-# Lists, and logs of the building differ from build to build.
+# Lists and logs of the building differ from build to build.
 rm -rf /var/log/*.log /var/log/apt/* /var/cache/apt/*.bin /var/lib/apt/lists/* /var/cache/debconf/*-old \
-  /var/lib/dpkg/*-old /var/cache/ldconfig/aux-cache /tmp/* /etc/resolv.conf
-: > /etc/resolv.conf
+  /var/lib/dpkg/*-old /var/cache/ldconfig/aux-cache /tmp/*
+
+# The resolver of QEMU's address translation; it is at this address on every host.
+echo 'nameserver 10.0.2.3' > /etc/resolv.conf
+
+# Says that /etc and /var fit the packages: else the first start, which is every start, would bring them up to date.
+touch /etc/.updated /var/.updated
