@@ -1,0 +1,15 @@
+//! The whole system: the built command, a real server, real hosts, and real guests of the appliance `tiny`.
+//!
+//! Each module breaks one promise in every way it can think of. A test has a world of its own (`world`), so tests run
+//! side by side; the appliance is built once for all of them.
+
+mod e2e {
+    mod daily;
+    mod full_disk;
+    mod kills;
+    mod locks;
+    mod network;
+    mod refusals;
+    mod secrets;
+    mod world;
+}

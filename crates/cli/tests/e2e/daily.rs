@@ -1,0 +1,84 @@
+//! The main job, with the small appliance: what the demo shows with Debian.
+
+use super::world::World;
+
+#[test]
+fn a_person_finds_their_disk_on_the_next_computer_and_the_published_system_at_every_boot() {
+    let mut world = World::new();
+    world.computer("a");
+    let listed = world.stage.on("a", &["list"]).unwrap();
+    assert_eq!((&listed["name"], &listed["state"]), (&"tiny".into(), &"off".into()));
+
+    let started = world.start("a");
+    assert_eq!(started["version"], 1);
+    assert!(started["fetched_share"].as_f64().unwrap() < 0.9, "{started}");
+    world.write("a", "diary", "dear");
+    world.guest("a", "echo broken > /etc/motd; sync");
+    world.stop("a");
+
+    world.publish_tiny("2");
+    world.computer("b");
+    assert_eq!(world.start("b")["version"], 2);
+    assert_eq!(world.guest("b", "cat /etc/appliance-version"), "2");
+    assert_eq!(world.read("b", "diary"), "dear");
+    assert_eq!(world.guest("b", "cat /etc/motd 2>/dev/null || echo -"), "-");
+    world.stop("b");
+}
+
+#[test]
+fn an_undo_goes_back_and_an_undo_of_it_forward_again() {
+    let mut world = World::new();
+    world.computer("a");
+    world.start("a");
+    world.write("a", "page", "one");
+    let one = world.stop("a");
+    world.start("a");
+    world.write("a", "page", "two");
+    let two = world.stop("a");
+    assert!(two > one);
+
+    world.stage.on("a", &["undo", "tiny", "--to", &one.to_string(), "--yes"]).unwrap();
+    world.start("a");
+    assert_eq!(world.read("a", "page"), "one");
+    world.stop("a");
+    world.stage.on("a", &["undo", "tiny", "--to", &two.to_string(), "--yes"]).unwrap();
+    world.start("a");
+    assert_eq!(world.read("a", "page"), "two");
+    let head = world.stop("a");
+    assert!(head >= two + 2, "undo rewrote history: {head}");
+}
+
+#[test]
+fn a_running_guest_is_backed_up_without_noticing() {
+    let mut world = World::new();
+    world.computer("a");
+    world.start("a");
+    for round in 0..3 {
+        world.write("a", "page", &round.to_string());
+        world.stage.on("a", &["publish", "tiny"]).unwrap();
+        assert_eq!(world.read("a", "page"), round.to_string());
+    }
+    let versions = world.status("a")["user_disk"]["version"].as_u64().unwrap();
+    assert!(versions >= 4, "{versions}");
+    // What was published while it ran is what another computer gets.
+    world.stop("a");
+    world.computer("b");
+    world.start("b");
+    assert_eq!(world.read("b", "page"), "2");
+}
+
+#[test]
+fn a_reset_keeps_the_user_disk_and_a_delete_destroys_it() {
+    let mut world = World::new();
+    world.computer("a");
+    world.start("a");
+    world.write("a", "page", "kept");
+    world.stop("a");
+    world.stage.on("a", &["reset", "tiny"]).unwrap();
+    world.start("a");
+    assert_eq!(world.read("a", "page"), "kept");
+    world.stop("a");
+    world.stage.on("a", &["delete", "tiny", "--yes"]).unwrap();
+    world.start("a");
+    assert_eq!(world.read("a", "page"), "-");
+}

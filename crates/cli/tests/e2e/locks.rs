@@ -1,0 +1,62 @@
+//! Two computers and one user disk: who holds the lock, and what happens when it is broken.
+
+use super::world::{World, refusal};
+
+#[test]
+fn the_second_computer_is_told_who_holds_the_lock_and_what_breaking_it_means() {
+    let mut world = World::new();
+    world.computer("attic");
+    world.computer("cellar");
+    world.start("attic");
+    let (code, said) = refusal(&world.stage.try_on("cellar", &["start", "tiny"]).unwrap());
+    assert_eq!(code, 5, "{said}");
+    for part in ["attic", "since", "--break-lock"] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    // Stopped and backed up, the disk is free.
+    world.stop("attic");
+    world.start("cellar");
+}
+
+#[test]
+fn after_a_broken_lock_the_first_computer_cannot_publish_and_keeps_what_it_has() {
+    let mut world = World::new();
+    world.computer("attic");
+    world.computer("cellar");
+    world.start("attic");
+    world.write("attic", "both", "from-the-attic");
+    world.stage.on("cellar", &["start", "tiny", "--break-lock"]).unwrap();
+    world.write("cellar", "both", "from-the-cellar");
+
+    let (code, said) = refusal(&world.stage.try_on("attic", &["publish", "tiny"]).unwrap());
+    assert_eq!(code, 5, "{said}");
+    world.stage.try_on("attic", &["stop", "tiny"]).unwrap();
+    let status = world.wait_for("attic", "kept", |status| {
+        status["user_disk"]["kept"].as_array().is_some_and(|kept| !kept.is_empty())
+    });
+    let kept = status["user_disk"]["kept"][0].as_str().unwrap();
+    let kept = find(&world.path("attic"), std::path::Path::new(kept).file_name().unwrap());
+    assert!(kept.is_some_and(|size| size > 0), "{status}");
+
+    world.stop("cellar");
+    world.start("attic");
+    assert_eq!(world.read("attic", "both"), "from-the-cellar");
+}
+
+/// The size of a file of that name anywhere below a directory.
+fn find(directory: &std::path::Path, name: &std::ffi::OsStr) -> Option<u64> {
+    std::fs::read_dir(directory).ok()?.flatten().find_map(|entry| {
+        let path = entry.path();
+        if entry.file_name() == name {
+            return size_of(&path);
+        }
+        path.is_dir().then(|| find(&path, name)).flatten()
+    })
+}
+
+fn size_of(path: &std::path::Path) -> Option<u64> {
+    if path.is_file() {
+        return std::fs::metadata(path).ok().map(|file| file.len());
+    }
+    std::fs::read_dir(path).ok()?.flatten().filter_map(|entry| size_of(&entry.path())).max()
+}

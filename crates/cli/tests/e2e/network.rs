@@ -1,0 +1,41 @@
+//! The network away: a guest that boots waits, says why, and goes on.
+
+use super::world::World;
+
+#[test]
+fn a_guest_that_boots_without_its_server_pauses_says_why_and_goes_on() {
+    let mut world = World::new();
+    world.computer_with("a", &["--late-seconds", "1"]);
+    let operation = world.stage.on("a", &["start", "tiny", "--no-wait"]).unwrap();
+    assert!(operation["id"].is_string(), "{operation}");
+    world.wait_for("a", "launched", |_| world.guest_pid("a").is_some());
+    let address = world.server.url.strip_prefix("https://").unwrap().to_owned();
+    world.stage.kill_daemon("server").unwrap();
+
+    let status = world.wait_for("a", "paused", |status| status["state"] == "paused");
+    let reason = status["reason"].as_str().unwrap_or_default().to_owned();
+    assert!(reason.contains("server") || reason.contains("reach"), "{status}");
+
+    world.stage.start_server_on(&address).unwrap();
+    world.wait_for("a", "running", |status| status["state"] == "running");
+    assert_eq!(world.guest("a", "cat /etc/appliance-version"), "1");
+}
+
+#[test]
+fn what_is_written_without_a_server_is_published_when_it_is_back() {
+    let mut world = World::new();
+    world.computer("a");
+    world.start("a");
+    let address = world.server.url.strip_prefix("https://").unwrap().to_owned();
+    world.stage.kill_daemon("server").unwrap();
+    world.write("a", "page", "offline");
+    world.stage.on("a", &["stop", "tiny"]).unwrap();
+    world.wait_for("a", "off with a backlog", |status| {
+        status["state"] == "off" && status["user_disk"]["backlog_bytes"].as_u64() > Some(0)
+    });
+    world.stage.start_server_on(&address).unwrap();
+    world.stage.wait_until_safe("a", "tiny", super::world::LIMIT).unwrap();
+    world.computer("b");
+    world.start("b");
+    assert_eq!(world.read("b", "page"), "offline");
+}

@@ -1,0 +1,74 @@
+//! Secrets stay where they belong: not in logs, not among arguments, not in files that others can read; and a guest
+//! finds no way to the daemons.
+
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+
+use super::world::{PASSWORD, World};
+
+#[test]
+fn no_secret_is_in_a_log_among_arguments_or_in_a_readable_file() {
+    let mut world = World::new();
+    world.computer("a");
+    world.start("a");
+    let token = world.stage.admin(&["token", "create"]).unwrap();
+    let token = token["secret"].as_str().unwrap().to_owned();
+    let arguments: String = world
+        .stage
+        .processes()
+        .unwrap()
+        .into_iter()
+        .map(|pid| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default())
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .collect();
+    assert!(arguments.contains("qemu-system"), "there is no guest to look at");
+    let mut logs = arguments;
+    for name in ["server.log", "a.log"] {
+        logs.push_str(&std::fs::read_to_string(world.path(name)).unwrap());
+    }
+    for secret in [PASSWORD, &token, "PRIVATE KEY"] {
+        assert!(!logs.contains(secret), "{secret} is in a log or among arguments");
+    }
+    for root in ["server", "a", "keys", "r"] {
+        check_files(&world.path(root));
+    }
+}
+
+/// Every file that holds a key, and every socket, is its owner's alone.
+fn check_files(path: &Path) {
+    let metadata = std::fs::symlink_metadata(path).unwrap();
+    let mode = metadata.permissions().mode() & 0o777;
+    if metadata.is_dir() {
+        for entry in std::fs::read_dir(path).unwrap() {
+            check_files(&entry.unwrap().path());
+        }
+        return;
+    }
+    let text = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let secret = ["PRIVATE KEY", "secret", "\"seed\""].iter().any(|mark| text.contains(mark));
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    if metadata.file_type().is_socket() || name.contains("key") || secret && mode & 0o077 != 0 {
+        assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", path.display());
+    }
+}
+
+#[test]
+fn a_guest_finds_no_way_to_the_daemons() {
+    let mut world = World::new();
+    world.computer("a");
+    world.start("a");
+    // All that a guest has is disks, a serial port and its agent's port: no share, no socket, no further port.
+    let ports = world.guest("a", "ls /sys/class/virtio-ports | wc -l");
+    assert_eq!(ports, "1");
+    let disks = world.guest("a", "ls -d /sys/block/vd* | wc -l");
+    assert_eq!(disks, "2");
+    let pid = world.guest_pid("a").unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    assert!(status.contains("Seccomp:\t2"), "QEMU runs without its sandbox: {status}");
+    let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    let arguments = String::from_utf8_lossy(&arguments);
+    let daemon = world.stage.host_socket("a");
+    assert!(!arguments.contains(&*daemon.to_string_lossy()), "QEMU knows the daemon's socket");
+    assert!(!arguments.contains("guestfwd") && !arguments.contains("virtfs"), "{arguments}");
+}
