@@ -90,11 +90,19 @@ impl FrameRef {
         })
     }
 
+    /// Checks stored bytes against the frame's name, which needs no secret.
+    pub(crate) fn check_hash(&self, stored: &[u8]) -> Result<()> {
+        if *blake3::hash(stored).as_bytes() == self.hash.0 {
+            return Ok(());
+        }
+        let message =
+            format!("the frame at {} is damaged: its bytes do not have its hash", self.offset);
+        Err(Error::new(ErrorKind::Corrupt, message))
+    }
+
     fn decode_checked(&self, stored: &[u8], sealer: &Sealer) -> Result<Bytes> {
         let corrupt = |what: &str| Error::new(ErrorKind::Corrupt, what.to_owned());
-        if *blake3::hash(stored).as_bytes() != self.hash.0 {
-            return Err(corrupt("it is damaged: its bytes do not have its hash"));
-        }
+        self.check_hash(stored)?;
         let opened = sealer.open(Purpose::Frame, stored)?;
         let plain = match self.codec {
             Codec::Raw => opened.into_owned(),
@@ -161,7 +169,7 @@ mod tests {
     use super::{Codec, FrameEncoder, FrameRef};
     use crate::descriptor::{Descriptor, Kind};
     use crate::keys::{RepositorySecret, random};
-    use crate::sealer::Sealer;
+    use crate::sealer::{SEAL_BYTES, Sealer};
 
     fn sealers() -> [Sealer; 2] {
         let secret = RepositorySecret::new([1; 32]);
@@ -191,7 +199,7 @@ mod tests {
             {
                 let (frame, stored) = encode(&plain, &sealer);
                 assert_eq!(frame.codec, codec);
-                assert!(stored.len() <= plain.len() + sealer.overhead_bytes());
+                assert!(stored.len() <= plain.len() + SEAL_BYTES);
                 assert_eq!(frame.decode(&stored, &sealer).unwrap(), plain);
             }
         }

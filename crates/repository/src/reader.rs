@@ -51,14 +51,23 @@ impl VersionReader {
     /// # Errors
     /// `NotFound` if the version has no such disk; `Denied` without the secret of a private repository; `Corrupt`, naming the index.
     pub async fn disk(&self, role: DiskRole) -> Result<DiskReader> {
+        self.repository.sealer().check_open()?;
+        let size_bytes = self.manifest.disk(role)?.size_bytes;
+        let index = Arc::new(self.index(role).await?);
+        Ok(DiskReader { repository: self.repository.clone(), index, size_bytes })
+    }
+
+    /// Checks the stored bytes of a disk's index, which needs no secret.
+    pub(crate) async fn check_stored_index(&self, role: DiskRole) -> Result<()> {
+        self.index(role).await?.check_stored().await
+    }
+
+    async fn index(&self, role: DiskRole) -> Result<IndexReader> {
         let disk = self.manifest.disk(role)?.clone();
-        let size_bytes = disk.size_bytes;
         let packs = self.manifest.packs.iter().map(|pack| pack.id).collect();
         let source = IndexSource { version: self.manifest.version, disk, packs };
-        let repository = self.repository.clone();
-        let backend = repository.backend().clone();
-        let index = IndexReader::open(backend, repository.sealer().clone(), source).await?;
-        Ok(DiskReader { repository, index: Arc::new(index), size_bytes })
+        let backend = self.repository.backend().clone();
+        IndexReader::open(backend, self.repository.sealer().clone(), source).await
     }
 
     /// Reads the trace of a disk; an empty one if none was recorded.

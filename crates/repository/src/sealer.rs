@@ -72,14 +72,6 @@ impl Sealer {
         }
     }
 
-    /// Tells whether stored bytes have a nonce and a tag around them.
-    pub const fn overhead_bytes(&self) -> usize {
-        match self.privacy {
-            Privacy::Public => 0,
-            _ => SEAL_BYTES,
-        }
-    }
-
     /// Turns plain bytes into bytes to store.
     pub fn seal(&self, purpose: Purpose, plain: Vec<u8>) -> Result<Vec<u8>> {
         match &self.privacy {

@@ -1,11 +1,20 @@
 //! The repository from outside: what is published is what is read, whatever happens in between.
+#![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 
 #[path = "repository/world.rs"]
 mod world;
 
 #[path = "repository/damage.rs"]
 mod damage;
+#[path = "repository/frozen.rs"]
+mod frozen;
+#[path = "repository/http.rs"]
+mod http;
+#[path = "repository/prune.rs"]
+mod prune;
 #[path = "repository/publish.rs"]
 mod publish;
 #[path = "repository/reference.rs"]
 mod reference;
+#[path = "repository/trim.rs"]
+mod trim;

@@ -38,6 +38,13 @@ pub(super) struct PageEntry {
     pub first_block: u64,
 }
 
+impl PageEntry {
+    /// Returns where in the object the page is.
+    pub fn range(&self) -> std::ops::Range<u64> {
+        self.offset..self.offset + u64::from(self.stored_bytes)
+    }
+}
+
 /// Writes an index object.
 pub(super) fn encode(
     index: &Index,
