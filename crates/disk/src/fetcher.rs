@@ -360,12 +360,13 @@ impl Inner {
     /// Hands frames to those who wait, and then to the cache.
     async fn land(&self, origin: &Origin, batch: Vec<Aloft>, plains: Vec<Bytes>) {
         for (aloft, plain) in batch.iter().zip(&plains) {
-            aloft.land(plain.clone());
+            // Counted first: who waits may look at the figures as soon as the frame is there.
             let stored_bytes = u64::from(aloft.frame.stored_bytes);
             self.count(&self.counters.fetched_bytes, stored_bytes);
             self.count(&self.counters.fetched_frames, 1);
             self.count(&origin.fetched_bytes, stored_bytes);
             self.count(&origin.fetched_plain_bytes, plain.len() as u64);
+            aloft.land(plain.clone());
         }
         let hashes: Vec<_> = batch.iter().map(|aloft| aloft.frame.hash).collect();
         let (cache, homeless) = (self.cache.clone(), self.homeless.clone());
