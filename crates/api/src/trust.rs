@@ -5,6 +5,7 @@
 //! also valid for the one name [`SERVER_NAME`]; that name is what is checked, so a server can be reached by any
 //! address, and a client's certificate can never stand for a server.
 
+use std::error::Error as StdError;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -226,13 +227,32 @@ pub async fn changed(address: &ServerAddress, pinned: &Anchor) -> Option<Error> 
     ))
 }
 
+/// Tells whether a request failed because the server's certificate was refused, and not because nobody answered: only
+/// then is it worth asking the server again who it is.
+pub(crate) fn is_refusal(error: &(dyn StdError + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+            return true;
+        }
+        // An I/O error gives the cause of what it carries as its own, and passes over the thing itself.
+        cause = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    false
+}
+
 /// Checks that the server really holds a certificate of the authority that it shows.
 async fn check_own(anchor: &Anchor, address: &ServerAddress) -> Result<()> {
     let refused = || format!("{address} is not a Collective server");
     let config = anchor.client_config(None)?;
-    let stream = TcpStream::connect(address.to_string())
+    let unreachable = || format!("cannot reach the server {address}");
+    let stream = tokio::time::timeout(CONTACT_LIMIT, TcpStream::connect(address.to_string()))
         .await
-        .or_error(ErrorKind::Unavailable, || format!("cannot reach the server {address}"))?;
+        .or_error(ErrorKind::Unavailable, unreachable)?
+        .or_error(ErrorKind::Unavailable, unreachable)?;
     let name = ServerName::try_from(SERVER_NAME).expect("the constant is a name");
     let handshake = TlsConnector::from(Arc::new(config)).connect(name, stream);
     tokio::time::timeout(CONTACT_LIMIT, handshake)

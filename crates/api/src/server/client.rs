@@ -364,7 +364,7 @@ impl ServerClient {
     /// Says why the server could not be reached; a changed certificate is told from an absent server.
     async fn explain(&self, cause: reqwest::Error) -> Error {
         if let Some((address, anchor)) = self.pinned.as_deref()
-            && cause.is_connect()
+            && trust::is_refusal(&cause)
             && let Some(changed) = trust::changed(address, anchor).await
         {
             return changed;
@@ -416,4 +416,83 @@ fn finish(builder: ClientBuilder) -> Result<reqwest::Client> {
         .connect_timeout(CONNECT_LIMIT)
         .build()
         .or_error(ErrorKind::Internal, || "cannot set up the HTTP client".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use collective_model::ErrorKind;
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use rustls_pki_types::PrivatePkcs8KeyDer;
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
+    use super::ServerClient;
+    use crate::trust::{Anchor, SERVER_NAME, ServerAddress};
+
+    /// Counts the connections to a server that does `answer` with each.
+    async fn serve<F: Future<Output = ()> + Send>(
+        answer: impl Fn(tokio::net::TcpStream) -> F + Send + 'static,
+    ) -> (ServerAddress, Arc<AtomicU32>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string().parse().unwrap();
+        let connections = Arc::new(AtomicU32::new(0));
+        let counter = Arc::clone(&connections);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                counter.fetch_add(1, Ordering::SeqCst);
+                answer(stream).await;
+            }
+        });
+        (address, connections)
+    }
+
+    fn authority() -> CertifiedIssuer<'static, KeyPair> {
+        let mut wanted = CertificateParams::default();
+        wanted.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        CertifiedIssuer::self_signed(wanted, KeyPair::generate().unwrap()).unwrap()
+    }
+
+    fn acceptor(authority: &CertifiedIssuer<'static, KeyPair>) -> TlsAcceptor {
+        let key = KeyPair::generate().unwrap();
+        let wanted = CertificateParams::new(vec![SERVER_NAME.to_owned()]).unwrap();
+        let certificate = wanted.signed_by(&key, authority).unwrap();
+        let chain = vec![certificate.der().clone(), authority.der().clone()];
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, PrivatePkcs8KeyDer::from(key.serialize_der()).into());
+        TlsAcceptor::from(Arc::new(config.unwrap()))
+    }
+
+    #[tokio::test]
+    async fn a_changed_certificate_is_denied_with_both_fingerprints() {
+        let (known, other) = (Anchor(authority().pem()), authority());
+        let acceptor = acceptor(&other);
+        let (address, _) = serve(move |stream| {
+            let handshake = acceptor.accept(stream);
+            async move { drop(handshake.await) }
+        })
+        .await;
+        let client = ServerClient::https(&address, &known, None).unwrap();
+        let error = client.server().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
+        for anchor in [known, Anchor(other.pem())] {
+            let fingerprint = anchor.fingerprint().unwrap().to_string();
+            assert!(error.to_string().contains(&fingerprint), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_hangs_up_is_not_asked_for_its_certificate_as_well() {
+        let (address, connections) = serve(|stream| async move { drop(stream) }).await;
+        let known = Anchor(authority().pem());
+        let client = ServerClient::https(&address, &known, None).unwrap();
+        assert_eq!(client.server().await.unwrap_err().kind(), ErrorKind::Unavailable);
+        assert_eq!(connections.load(Ordering::SeqCst), 1);
+    }
 }
