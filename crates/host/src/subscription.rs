@@ -14,10 +14,9 @@
 //! commit from another host's. A lost lock moves layers aside; nothing here ever deletes a layer that is not published.
 
 mod plan;
-#[cfg(test)]
-mod tests;
 
-use collective_model::{Epoch, RepositoryId, SubscriptionId, Timestamp, Version};
+use collective_model::{Epoch, SubscriptionId, Timestamp, Version};
+use collective_repository::Descriptor;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use plan::{Facts, Guest, Head, Step, Want, next};
@@ -30,7 +29,7 @@ const FORMAT: u32 = 1;
 pub(crate) struct Subscription {
     pub(crate) format: u32,
     pub(crate) id: SubscriptionId,
-    pub(crate) repository: RepositoryId,
+    pub(crate) repository: Descriptor,
     /// The lock that this host holds; 0: none that it knows of.
     pub(crate) epoch: Epoch,
     /// The version that the oldest layer lies on.
@@ -82,7 +81,7 @@ pub(crate) struct Kept {
 
 impl Subscription {
     /// A user disk of which nothing is here yet.
-    pub(crate) fn new(id: SubscriptionId, repository: RepositoryId) -> Self {
+    pub(crate) fn new(id: SubscriptionId, repository: Descriptor) -> Self {
         Self {
             format: FORMAT,
             id,
@@ -165,3 +164,6 @@ impl Subscription {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,8 +22,6 @@ pub(crate) struct Facts {
 /// What a running guest's user disk is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Guest {
-    /// The version under everything.
-    pub(crate) base: Option<Version>,
     /// Its layers, oldest first.
     pub(crate) layers: Vec<u64>,
 }
@@ -67,7 +65,7 @@ pub(crate) enum Step {
     /// Record that the publication is committed.
     Settle(Version),
     /// Put the guest's remaining layers on the new version.
-    Rebase { version: Version, from: Option<Version>, gone: Vec<u64> },
+    Rebase { version: Version, gone: Vec<u64> },
     /// Record that the published layers are no longer used.
     Finish,
     /// Record the version to work on.
@@ -107,8 +105,8 @@ pub(crate) fn next(record: &Subscription, facts: &Facts) -> Option<Step> {
 fn after_commit(record: &Subscription, facts: &Facts, version: Version) -> Step {
     let gone = &record.layers[..record.published_layers()];
     match &facts.guest {
-        Some(guest) if guest.base != Some(version) => {
-            Step::Rebase { version, from: guest.base, gone: gone.to_vec() }
+        Some(guest) if guest.layers.iter().any(|layer| gone.contains(layer)) => {
+            Step::Rebase { version, gone: gone.to_vec() }
         }
         _ => Step::Finish,
     }

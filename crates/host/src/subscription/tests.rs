@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use collective_model::{Epoch, RepositoryId, SubscriptionId, Timestamp, Version};
+use collective_repository::{Descriptor, Kind, RepositorySecret};
 use proptest::collection::vec;
 use proptest::prelude::{Strategy, any, prop_oneof};
 use proptest::proptest;
@@ -55,6 +56,8 @@ struct World {
     files: BTreeMap<u64, Vec<u32>>,
     kept: BTreeMap<String, Vec<u32>>,
     guest: Option<Guest>,
+    /// What the guest's layers lie on.
+    guest_base: Option<Version>,
     server_away: bool,
     writes: u32,
     ids: u32,
@@ -67,11 +70,12 @@ struct Crash;
 impl World {
     fn new() -> Self {
         Self {
-            record: Subscription::new(SubscriptionId([1; 16]), RepositoryId([2; 16])),
+            record: Subscription::new(SubscriptionId([1; 16]), descriptor()),
             repository: Vec::new(),
             files: BTreeMap::new(),
             kept: BTreeMap::new(),
             guest: None,
+            guest_base: None,
             server_away: false,
             writes: 0,
             ids: 0,
@@ -158,10 +162,10 @@ impl World {
             }
             Step::Upload(what) => self.upload(what),
             Step::Settle(version) => record.settled(version, Timestamp(0)),
-            Step::Rebase { version, gone, .. } => {
+            Step::Rebase { version, gone } => {
                 let guest = self.guest.as_mut().unwrap();
-                guest.base = Some(version);
                 guest.layers.retain(|layer| !gone.contains(layer));
+                self.guest_base = Some(version);
             }
             Step::Finish => record.finished(),
             Step::Adopt(head) => record.adopted(head),
@@ -197,7 +201,7 @@ impl World {
 
     fn disk_of_guest(&self) -> Vec<u32> {
         let guest = self.guest.as_ref().unwrap();
-        let mut writes = self.shown(guest.base);
+        let mut writes = self.shown(self.guest_base);
         for layer in &guest.layers {
             writes.extend(self.files.get(layer).expect("a guest's layer file is there"));
         }
@@ -217,7 +221,8 @@ impl World {
         {
             return;
         }
-        self.guest = Some(Guest { base: self.record.base, layers: self.record.layers.clone() });
+        self.guest_base = self.record.base;
+        self.guest = Some(Guest { layers: self.record.layers.clone() });
     }
 
     fn act(&mut self, deed: Deed) {
@@ -288,8 +293,13 @@ proptest! {
     }
 }
 
+fn descriptor() -> Descriptor {
+    let secret = RepositorySecret::new([2; 32]);
+    Descriptor::private(RepositoryId([2; 16]), Kind::UserDisk, &secret)
+}
+
 fn record_on(base: u64, layers: &[u64]) -> Subscription {
-    let mut record = Subscription::new(SubscriptionId([1; 16]), RepositoryId([2; 16]));
+    let mut record = Subscription::new(SubscriptionId([1; 16]), descriptor());
     record.base = Version::new(base);
     for layer in layers {
         record.layer_added(*layer);
@@ -312,7 +322,7 @@ fn a_stopped_disk_is_published_whole_and_a_running_one_without_its_top() {
     let record = record_on(3, &[4, 5]);
     let mut facts = Facts { want: Want::Backup, head: head(3, "x"), ..Facts::default() };
     assert_eq!(next(&record, &facts), Some(Step::Begin(What::Layers(2))));
-    facts.guest = Some(Guest { base: Version::new(3), layers: vec![4, 5] });
+    facts.guest = Some(Guest { layers: vec![4, 5] });
     assert_eq!(next(&record, &facts), Some(Step::Begin(What::Layers(1))));
 }
 
@@ -329,7 +339,7 @@ fn an_own_commit_is_known_after_a_crash_and_anothers_is_not_taken_for_it() {
 fn nothing_is_moved_aside_under_a_running_guest() {
     let mut record = record_on(3, &[4]);
     record.lose("broken".to_owned());
-    let guest = Some(Guest { base: Version::new(3), layers: vec![4] });
+    let guest = Some(Guest { layers: vec![4] });
     assert_eq!(next(&record, &Facts { guest, ..Facts::default() }), None);
     assert_eq!(next(&record, &Facts::default()), Some(Step::KeepAside));
 }

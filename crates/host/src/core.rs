@@ -1,0 +1,310 @@
+//! What the parts of the daemon share: its directories, settings, cache, sessions, operations and instances.
+//!
+//! Everything here is a handle; what changes lives behind channels or in the cache's own care. Also the answers that
+//! need more than one part: lists of appliances and of versions.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use collective_api::host::{
+    AcceleratorStatus, ApplianceStatus, CacheStatus, HostStatus, InstanceState, ServerStatus,
+    VersionStatus, Versions,
+};
+use collective_disk::{Cache, CacheOptions, FetchSettings, Fetcher};
+use collective_model::{ApplianceName, Epoch, Error, ErrorKind, Result, UserName, Version};
+use collective_repository::backend::Backend;
+use collective_repository::{Descriptor, Kind, Repository, Trust};
+use collective_vm::accelerator::{self, Probed};
+use collective_vm::qemu::Qemu;
+use tokio::sync::{OnceCell, Semaphore};
+
+use crate::HostOptions;
+use crate::instance::Instances;
+use crate::operation::Operations;
+use crate::paths::Paths;
+use crate::record;
+use crate::remote::Profile;
+use crate::replica::Replica;
+use crate::session::{Session, Sessions};
+use crate::settings::SettingsStore;
+
+/// How long a list waits for the server before the copy here is shown.
+const PROFILE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Versions that are listed, newest first; each costs a small read.
+const VERSIONS_LISTED: usize = 100;
+
+/// The shared parts.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) options: HostOptions,
+    pub(crate) paths: Paths,
+    pub(crate) settings: SettingsStore,
+    pub(crate) cache: Cache,
+    pub(crate) sessions: Sessions,
+    pub(crate) operations: Operations,
+    pub(crate) instances: Instances,
+    pub(crate) fetcher: Fetcher,
+    /// MiB for guests; whoever waits is served in the order of coming.
+    pub(crate) memory: Arc<Semaphore>,
+    pub(crate) memory_mib: u64,
+    qemu: OnceCell<Qemu>,
+    probed: OnceCell<Probed>,
+}
+
+impl Core {
+    /// Opens the host's directory.
+    pub(crate) fn open(options: HostOptions) -> Result<Arc<Self>> {
+        let paths = Paths { dir: options.dir.clone(), runtime: options.runtime_dir.clone() };
+        paths.check()?;
+        let settings = SettingsStore::open(&paths)?;
+        let cache_options = CacheOptions { capacity_bytes: options.cache_bytes };
+        let cache = Cache::open(&paths.cache(), cache_options)?;
+        let memory_mib = options.memory_mib.min(u64::from(u32::MAX));
+        let permits = usize::try_from(memory_mib).unwrap_or(Semaphore::MAX_PERMITS);
+        Ok(Arc::new(Self {
+            fetcher: Fetcher::new(cache.clone(), FetchSettings::default()),
+            memory: Arc::new(Semaphore::new(permits)),
+            memory_mib,
+            options,
+            paths,
+            settings,
+            cache,
+            sessions: Sessions::new(),
+            operations: Operations::new(),
+            instances: Instances::new(),
+            qemu: OnceCell::new(),
+            probed: OnceCell::new(),
+        }))
+    }
+
+    pub(crate) async fn status(&self) -> HostStatus {
+        let settings = self.settings.get();
+        let sessions = self.sessions.list();
+        let reachable = sessions.iter().any(|session| session.online);
+        let cache = self.cache.stats();
+        HostStatus {
+            name: settings.name,
+            id: settings.id,
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            server: settings.server.map(|server| ServerStatus {
+                url: server.address.base(),
+                fingerprint: server
+                    .anchor
+                    .fingerprint()
+                    .map_or_else(|_| String::new(), |it| it.to_string()),
+                reachable,
+            }),
+            sessions,
+            cache: CacheStatus {
+                capacity_bytes: self.options.cache_bytes,
+                used_bytes: cache.used_bytes,
+                fetched_bytes: self.fetcher.stats().fetched_bytes,
+            },
+            accelerator: self.probed.get().map(|probe| AcceleratorStatus {
+                name: probe.accelerator.to_string(),
+                why: probe.why.clone(),
+            }),
+            publish_minutes: self.options.publish_minutes,
+        }
+    }
+
+    /// Finds QEMU, once.
+    pub(crate) async fn qemu(&self) -> Result<&Qemu> {
+        self.qemu.get_or_try_init(Qemu::discover).await
+    }
+
+    /// Finds out what runs machines here, once.
+    pub(crate) async fn probe(&self) -> Result<&Probed> {
+        let qemu = self.qemu().await?;
+        Ok(self.probed.get_or_init(|| accelerator::probe(qemu)).await)
+    }
+
+    /// How much of the memory for guests a machine takes.
+    ///
+    /// # Errors
+    /// `Invalid` if it wants more than there is: it would wait for ever.
+    pub(crate) fn memory_permits(&self, memory_mib: u64) -> Result<u32> {
+        let too_much = || {
+            let message = format!(
+                "the machine wants {memory_mib} MiB of memory, and this host gives guests {} MiB",
+                self.memory_mib
+            );
+            Error::new(ErrorKind::Invalid, message).with_hint("give guests more with --memory")
+        };
+        let fits = u32::try_from(memory_mib).ok().filter(|_| memory_mib <= self.memory_mib);
+        fits.ok_or_else(too_much)
+    }
+
+    /// The user's profile: asked for, or as it was last heard.
+    pub(crate) async fn profile(&self, session: &Session) -> Result<Profile> {
+        let path = self.paths.profile(&session.user);
+        let asked = tokio::time::timeout(PROFILE_LIMIT, session.remote.profile()).await;
+        let asked = asked.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Unavailable, "the server does not answer"))
+        });
+        session.saw_server(&asked);
+        match asked {
+            Ok(profile) => {
+                if record::load(&path).ok().flatten().as_ref() != Some(&profile) {
+                    record::make_directory(path.parent().unwrap_or(&self.paths.dir))?;
+                    record::store(&path, &profile)?;
+                }
+                Ok(profile)
+            }
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                record::load(&path)?.ok_or(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Checks that the user may start an appliance, or has something of it here.
+    pub(crate) async fn known_appliance(
+        &self,
+        session: &Session,
+        name: &ApplianceName,
+    ) -> Result<()> {
+        if self.paths.instance(&session.user, name).record().exists() {
+            return Ok(());
+        }
+        self.profile(session).await?.appliance(name).map(drop)
+    }
+
+    pub(crate) async fn appliances(
+        self: &Arc<Self>,
+        session: &Session,
+    ) -> Result<Vec<ApplianceStatus>> {
+        let profile = self.profile(session).await?;
+        let mut list: BTreeMap<ApplianceName, ApplianceStatus> = profile
+            .appliances
+            .iter()
+            .map(|entry| (entry.name.clone(), stopped(&session.user, &entry.name)))
+            .collect();
+        for status in self.instances.statuses(&session.user) {
+            list.insert(status.name.clone(), status);
+        }
+        for status in list.values_mut() {
+            complete(status, &profile);
+        }
+        Ok(list.into_values().collect())
+    }
+
+    pub(crate) async fn appliance(
+        self: &Arc<Self>,
+        session: &Session,
+        name: &ApplianceName,
+    ) -> Result<ApplianceStatus> {
+        let profile = self.profile(session).await?;
+        let running = self.instances.status(&session.user, name);
+        let mut status = match running {
+            Some(status) => status,
+            None => {
+                profile.appliance(name)?;
+                stopped(&session.user, name)
+            }
+        };
+        complete(&mut status, &profile);
+        Ok(status)
+    }
+
+    pub(crate) async fn versions(
+        &self,
+        session: &Session,
+        name: &ApplianceName,
+    ) -> Result<Versions> {
+        let profile = self.profile(session).await?;
+        let appliance = self.repository(session, &profile.appliance(name)?.descriptor, Epoch(0));
+        let appliance = listed(&appliance.await?).await?;
+        let user_disk = match profile.subscription(name) {
+            Some(entry) => {
+                listed(&self.repository(session, &entry.descriptor, Epoch(0)).await?).await?
+            }
+            None => Vec::new(),
+        };
+        Ok(Versions { appliance, user_disk })
+    }
+
+    /// Opens a repository through its copies on this host.
+    pub(crate) async fn repository(
+        &self,
+        session: &Session,
+        descriptor: &Descriptor,
+        epoch: Epoch,
+    ) -> Result<Repository> {
+        let backend = Arc::new(self.replica(session, descriptor, epoch)?);
+        let trust = trust(session, descriptor);
+        match Repository::open(Arc::clone(&backend) as Arc<dyn Backend>, trust.clone()).await {
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                backend.forget();
+                Repository::open(backend, trust).await
+            }
+            opened => opened,
+        }
+    }
+
+    pub(crate) fn replica(
+        &self,
+        session: &Session,
+        descriptor: &Descriptor,
+        epoch: Epoch,
+    ) -> Result<Replica> {
+        let real = session.remote.backend(descriptor.id, epoch)?;
+        Replica::new(real, &self.paths.replica(descriptor.id))
+    }
+}
+
+/// What the profile says of a repository is what the host believes of it.
+pub(crate) fn trust(session: &Session, descriptor: &Descriptor) -> Trust {
+    let private = descriptor.encrypted || descriptor.kind == Kind::UserDisk;
+    Trust {
+        id: descriptor.id,
+        publisher: descriptor.publisher,
+        secret: private.then(|| session.repository_secret(descriptor.id)),
+    }
+}
+
+async fn listed(repository: &Repository) -> Result<Vec<VersionStatus>> {
+    let mut versions: Vec<Version> = repository.versions().await?;
+    versions.sort_unstable();
+    let mut list = Vec::new();
+    for version in versions.into_iter().rev().take(VERSIONS_LISTED) {
+        let reader = repository.version(version).await?;
+        let manifest = reader.manifest();
+        list.push(VersionStatus {
+            version,
+            time: manifest.time,
+            size_bytes: manifest.disks.iter().map(|disk| disk.size_bytes).sum(),
+            notes: manifest.notes.clone(),
+        });
+    }
+    Ok(list)
+}
+
+/// An appliance of which nothing runs here.
+pub(crate) fn stopped(user: &UserName, name: &ApplianceName) -> ApplianceStatus {
+    ApplianceStatus {
+        name: name.clone(),
+        user: user.clone(),
+        latest: None,
+        state: InstanceState::Stopped,
+        reason: None,
+        running: None,
+        restart_needed: false,
+        boot_seconds: None,
+        fetched: None,
+        user_disk: None,
+        lock: None,
+        operation: None,
+    }
+}
+
+/// Adds what only the profile knows.
+fn complete(status: &mut ApplianceStatus, profile: &Profile) {
+    let entitled = profile.appliances.iter().find(|entry| entry.name == status.name);
+    status.latest = entitled.and_then(|entry| entry.latest);
+    status.restart_needed = status.running.is_some() && status.running < status.latest;
+    status.lock = profile.subscription(&status.name).and_then(|entry| entry.lock.clone());
+}

@@ -1,0 +1,223 @@
+//! The routes of the host's Unix socket: they parse, pass on and answer. What happens is elsewhere.
+//!
+//! Whoever can open the socket is the computer's owner; which user is meant says a header, or the only session there is.
+
+mod events;
+mod proxy;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, State};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{any, get, post};
+use collective_api::failure::{ErrorBody, Failure};
+use collective_api::host::{
+    ApplianceStatus, ContactRequest, Empty, ExecRequest, HostStatus, JoinRequest, LoginRequest,
+    LogoutRequest, Operation, StartRequest, StopRequest, USER_HEADER, Versions,
+};
+use collective_model::{ApplianceName, Error, ErrorKind, OperationId, Result, ResultExt, UserName};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::core::Core;
+use crate::instance::Command;
+use crate::operation::Handle;
+use crate::session::Session;
+
+/// Bytes of a request of ours, at most: the largest is the input of a program in the guest.
+const REQUEST_BYTES: usize = 24 << 20;
+
+/// All routes.
+pub(crate) fn router(core: Arc<Core>) -> Router {
+    let own = Router::new()
+        .route("/v1/host", get(host))
+        .route("/v1/contact", post(contact))
+        .route("/v1/join", post(join))
+        .route("/v1/login", post(login))
+        .route("/v1/logout", post(logout))
+        .route("/v1/appliances", get(appliances))
+        .route("/v1/appliances/{name}", get(appliance))
+        .route("/v1/appliances/{name}/versions", get(versions))
+        .route("/v1/appliances/{name}/exec", post(exec))
+        .route("/v1/appliances/{name}/{verb}", post(verb))
+        .route("/v1/operations", get(operations))
+        .route("/v1/operations/{id}", get(operation).delete(cancel))
+        .route("/v1/operations/{id}/events", get(events::operation))
+        .route("/v1/events", get(events::all))
+        .layer(DefaultBodyLimit::max(REQUEST_BYTES));
+    own.route("/server/{*path}", any(proxy::pass_on))
+        .fallback(async || {
+            Failed(Error::new(ErrorKind::NotFound, "the host daemon has no such address"))
+        })
+        .with_state(core)
+}
+
+/// An error on its way out.
+pub(crate) struct Failed(pub(crate) Error);
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.kind().http_status())
+            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(ErrorBody { error: Failure::from(&self.0) })).into_response()
+    }
+}
+
+type Answer<T> = std::result::Result<Json<T>, Failed>;
+
+fn answer<T: Serialize>(value: T) -> Answer<T> {
+    Ok(Json(value))
+}
+
+/// The session of a request.
+pub(crate) struct Who(pub(crate) Arc<Session>);
+
+impl FromRequestParts<Arc<Core>> for Who {
+    type Rejection = Failed;
+
+    async fn from_request_parts(parts: &mut Parts, core: &Arc<Core>) -> Result<Self, Failed> {
+        let named = parts.headers.get(USER_HEADER).map(|value| {
+            let text = value.to_str().or_error(ErrorKind::Invalid, || {
+                format!("the header {USER_HEADER} is not a user's name")
+            })?;
+            text.parse::<UserName>()
+        });
+        Ok(Self(core.sessions.find(named.transpose()?.as_ref())?))
+    }
+}
+
+/// Reads a request; an empty body is an empty object.
+fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T> {
+    let body = if body.is_empty() { b"{}".as_slice() } else { body };
+    serde_json::from_slice(body)
+        .or_error(ErrorKind::Invalid, || "the request cannot be read".to_owned())
+}
+
+async fn host(State(core): State<Arc<Core>>) -> Answer<HostStatus> {
+    answer(core.status().await)
+}
+
+async fn contact(body: Bytes) -> Result<Response, Failed> {
+    let request: ContactRequest = parse(&body)?;
+    Ok(Json(crate::session::contact(&request.url).await?).into_response())
+}
+
+async fn join(State(core): State<Arc<Core>>, body: Bytes) -> Answer<HostStatus> {
+    let request: JoinRequest = parse(&body)?;
+    crate::session::join(&core, &request).await?;
+    answer(core.status().await)
+}
+
+async fn login(State(core): State<Arc<Core>>, body: Bytes) -> Result<Response, Failed> {
+    let request: LoginRequest = parse(&body)?;
+    let session = crate::session::login(&core, &request).await?;
+    Ok(Json(session.shown()).into_response())
+}
+
+async fn logout(State(core): State<Arc<Core>>, body: Bytes) -> Answer<Empty> {
+    let request: LogoutRequest = parse(&body)?;
+    crate::session::logout(&core, &request).await?;
+    answer(Empty {})
+}
+
+async fn appliances(
+    State(core): State<Arc<Core>>,
+    Who(session): Who,
+) -> Answer<Vec<ApplianceStatus>> {
+    answer(core.appliances(&session).await?)
+}
+
+async fn appliance(
+    State(core): State<Arc<Core>>,
+    Who(session): Who,
+    Path(name): Path<ApplianceName>,
+) -> Answer<ApplianceStatus> {
+    answer(core.appliance(&session, &name).await?)
+}
+
+async fn versions(
+    State(core): State<Arc<Core>>,
+    Who(session): Who,
+    Path(name): Path<ApplianceName>,
+) -> Answer<Versions> {
+    answer(core.versions(&session, &name).await?)
+}
+
+async fn exec(
+    State(core): State<Arc<Core>>,
+    Who(session): Who,
+    Path(name): Path<ApplianceName>,
+    body: Bytes,
+) -> Result<Response, Failed> {
+    let request: ExecRequest = parse(&body)?;
+    let (reply, answered) = tokio::sync::oneshot::channel();
+    core.instances.get(&core, &session.user, &name)?.send(Command::Exec(request, reply)).await?;
+    let answered = answered
+        .await
+        .or_error(ErrorKind::Internal, || format!("`{name}` was dropped by the daemon"))?;
+    Ok(Json(answered?).into_response())
+}
+
+async fn verb(
+    State(core): State<Arc<Core>>,
+    Who(session): Who,
+    Path((name, verb)): Path<(ApplianceName, String)>,
+    body: Bytes,
+) -> Answer<Operation> {
+    let wish: fn(&Bytes, Handle) -> Result<Command> = match verb.as_str() {
+        "start" => |body, handle| Ok(Command::Start(parse::<StartRequest>(body)?, handle)),
+        "stop" => |body, handle| Ok(Command::Stop(parse::<StopRequest>(body)?, handle)),
+        "reset" => |body, handle| parse::<Empty>(body).map(|_| Command::Reset(handle)),
+        "undo" => |body, handle| Ok(Command::Undo(parse(body)?, handle)),
+        "publish" => |body, handle| parse::<Empty>(body).map(|_| Command::Publish(handle)),
+        "delete" => |body, handle| Ok(Command::Delete(parse(body)?, handle)),
+        _ => {
+            let message = format!("an appliance cannot `{verb}`");
+            return Err(Error::new(ErrorKind::NotFound, message).into());
+        }
+    };
+    core.known_appliance(&session, &name).await?;
+    let instance = core.instances.get(&core, &session.user, &name)?;
+    let handle = core.operations.begin(&verb, &name, &session.user);
+    match wish(&body, handle.clone()) {
+        Ok(command) => instance.send(command).await?,
+        Err(error) => {
+            let failure = Error::from(Failure::from(&error));
+            handle.end(Err::<(), _>(error));
+            return Err(failure.into());
+        }
+    }
+    answer(handle.now())
+}
+
+async fn operations(State(core): State<Arc<Core>>) -> Answer<Vec<Operation>> {
+    answer(core.operations.list())
+}
+
+async fn operation(
+    State(core): State<Arc<Core>>,
+    Path(id): Path<OperationId>,
+) -> Answer<Operation> {
+    answer(core.operations.get(id)?.now())
+}
+
+async fn cancel(State(core): State<Arc<Core>>, Path(id): Path<OperationId>) -> Answer<Operation> {
+    let handle = core.operations.get(id)?;
+    let now = handle.now();
+    if !now.state.is_over() && !now.may_cancel {
+        let message = format!("`{}` can no longer be cancelled", now.verb);
+        return Err(Error::new(ErrorKind::Conflict, message).into());
+    }
+    handle.cancel();
+    answer(handle.now())
+}

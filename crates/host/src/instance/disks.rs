@@ -1,0 +1,117 @@
+//! The versions that a machine reads from, served to it on its export socket.
+//!
+//! Exports are named by role and version, so that a new daemon serves the same names again and a running disk can be moved
+//! from one version to the next.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use collective_api::host::Fetched;
+use collective_disk::{Export, Fetcher, Late, VersionDisk};
+use collective_model::{DiskRole, Result, Version};
+use collective_repository::{Descriptor, DiskReader, VersionReader};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::Run;
+use crate::core::Core;
+use crate::paths::InstancePaths;
+use crate::record;
+use crate::session::Session;
+
+/// The disks of one machine.
+pub(super) struct Disks {
+    export: Export,
+    fetcher: Fetcher,
+    system: VersionDisk,
+    users: BTreeMap<Version, VersionDisk>,
+    /// Brings what the boot will need.
+    replay: Option<AbortOnDropHandle<()>>,
+}
+
+/// Names an export.
+pub(super) fn export_name(role: DiskRole, version: Version) -> String {
+    format!("{role}-{version}")
+}
+
+impl Disks {
+    /// Listens for the machine of `run` and serves its system disk.
+    pub(super) async fn open(
+        core: &Core,
+        paths: &InstancePaths,
+        run: &Run,
+        version: &VersionReader,
+    ) -> Result<Self> {
+        let reader = version.disk(DiskRole::System).await?;
+        let system = VersionDisk::new(reader, core.fetcher.clone());
+        record::make_directory(&paths.runtime)?;
+        let export = Export::bind(paths.export_socket())?;
+        export.add(&export_name(DiskRole::System, run.version), Arc::new(system.clone()))?;
+        Ok(Self {
+            export,
+            fetcher: core.fetcher.clone(),
+            system,
+            users: BTreeMap::new(),
+            replay: None,
+        })
+    }
+
+    /// Brings the boot of the system disk into the cache, in its order, and holds it there.
+    pub(super) async fn replay(&mut self, version: &VersionReader, pin: String) {
+        let trace = match version.trace(DiskRole::System).await {
+            Ok(trace) => trace,
+            Err(error) => return tracing::warn!("no boot trace: {}", error.chain()),
+        };
+        let (system, cache) = (self.system.clone(), self.fetcher.cache().clone());
+        self.replay = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            let frames = system.replay(&trace).await;
+            cache.pin(&pin, frames);
+        })));
+    }
+
+    /// Serves a version of the user disk.
+    pub(super) async fn serve_user(
+        &mut self,
+        core: &Core,
+        session: &Session,
+        descriptor: &Descriptor,
+        version: Version,
+    ) -> Result<()> {
+        if self.users.contains_key(&version) {
+            return Ok(());
+        }
+        let repository = core.repository(session, descriptor, collective_model::Epoch(0)).await?;
+        let reader = repository.version(version).await?;
+        let disk: DiskReader = reader.disk(DiskRole::User).await?;
+        let disk = VersionDisk::new(disk, self.fetcher.clone());
+        self.export.add(&export_name(DiskRole::User, version), Arc::new(disk.clone()))?;
+        self.users.insert(version, disk);
+        Ok(())
+    }
+
+    /// Stops serving the versions of the user disk that are not `kept`.
+    pub(super) fn only_user(&mut self, kept: Version) {
+        let gone = self.users.keys().copied().filter(|version| *version != kept);
+        for version in gone.collect::<Vec<_>>() {
+            self.export.remove(&export_name(DiskRole::User, version));
+            self.users.remove(&version);
+        }
+    }
+
+    /// What tells that reads of these disks are late.
+    pub(super) fn late(&self) -> Vec<watch::Receiver<Option<Late>>> {
+        std::iter::once(&self.system).chain(self.users.values()).map(VersionDisk::late).collect()
+    }
+
+    pub(super) fn fetched(&self) -> Fetched {
+        use collective_disk::Source as _;
+        let size_bytes = self.system.size_bytes();
+        let share = self.system.fetched_share();
+        Fetched { bytes: (share * size_bytes as f64) as u64, size_bytes, share }
+    }
+
+    pub(super) async fn shutdown(self) {
+        drop(self.replay);
+        self.export.shutdown().await;
+    }
+}

@@ -1,0 +1,374 @@
+//! The life of a start (DESIGN 5): resolve the version, wait for a place, take the lock, make the user disk ready, open the
+//! system version and replay its boot, make fresh layers, record, launch, and wait until the agent answers.
+//!
+//! Also how a new daemon finds what an old one started.
+
+use collective_api::host::{InstanceState, StartRequest, StartResult};
+use collective_model::{DiskRole, Epoch, Error, ErrorKind, OperationId, Result, Version};
+use collective_repository::{Descriptor, Kind, Repository, VersionReader};
+use collective_vm::process;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::Run;
+use super::disks::Disks;
+use super::machine::{find, pin_name};
+use super::owner::{Fact, Owner};
+use crate::now;
+use crate::operation::{self, Handle};
+use crate::remote::Subscribed;
+use crate::session::Session;
+
+/// Room that must be free on the host's disk for a start: layers grow as the guest writes.
+const ROOM_BYTES: u64 = 256 << 20;
+
+/// A start under way.
+pub(super) struct Starting {
+    pub(super) handle: Handle,
+    request: StartRequest,
+    since: Instant,
+    /// Waits for the user disk to have a base.
+    pub(super) opens_disk: bool,
+    version: VersionReader,
+    appliance: Descriptor,
+    fetched_before: u64,
+    permit: Option<tokio::sync::OwnedSemaphorePermit>,
+    _helpers: Vec<AbortOnDropHandle<()>>,
+}
+
+impl Owner {
+    pub(super) async fn start(&mut self, request: StartRequest, handle: Handle) {
+        if let Err(error) = self.may_start() {
+            return handle.end(Err::<(), _>(error));
+        }
+        if self.machine.is_some() {
+            return handle.end(Ok(self.start_result()));
+        }
+        self.reason = None;
+        self.state = InstanceState::Queued;
+        let resolved = tokio::select! {
+            resolved = self.resolve(request, &handle) => resolved,
+            () = handle.cancelled() => Err(operation::cancelled("the start")),
+        };
+        match resolved {
+            Ok(starting) => self.starting = Some(starting),
+            Err(error) => self.start_failed(Some(handle), error),
+        }
+    }
+
+    fn may_start(&self) -> Result<()> {
+        let busy = |what: &str| {
+            let message = format!("`{}` is {what}", self.appliance);
+            Err(Error::new(ErrorKind::Conflict, message).with_hint("wait for it and try again"))
+        };
+        match (&self.starting, self.state) {
+            (Some(_), _) => busy("already starting"),
+            (None, InstanceState::Stopping) => busy("stopping"),
+            (None, _) => Ok(()),
+        }
+    }
+
+    /// Finds the version and checks everything that can be known before anything is taken.
+    async fn resolve(&self, request: StartRequest, handle: &Handle) -> Result<Starting> {
+        handle.stage("looking up the version");
+        let session = self.session()?;
+        self.core.qemu().await?;
+        self.ensure_room(ROOM_BYTES)?;
+        let profile = self.core.profile(&session).await?;
+        let entitled = profile.appliance(&self.appliance)?;
+        let repository = self.core.repository(&session, &entitled.descriptor, Epoch(0)).await?;
+        let version = self.choose(&repository, request.version).await?;
+        let memory_mib = hardware(&version)?.memory_mib;
+        let admission = self.core.memory.clone();
+        let permits = self.core.memory_permits(memory_mib)?;
+        handle.stage("waiting for memory");
+        let admitted = self.helper(async move {
+            admission.acquire_many_owned(permits).await.ok().map(Fact::Admitted)
+        });
+        Ok(Starting {
+            request,
+            since: Instant::now(),
+            opens_disk: false,
+            version,
+            appliance: entitled.descriptor.clone(),
+            fetched_before: self.core.fetcher.stats().fetched_bytes,
+            permit: None,
+            _helpers: vec![admitted, self.heed_cancel(handle)],
+            handle: handle.clone(),
+        })
+    }
+
+    async fn choose(
+        &self,
+        repository: &Repository,
+        wanted: Option<Version>,
+    ) -> Result<VersionReader> {
+        let head = repository.head().await?;
+        let version = wanted.or(head).ok_or_else(|| {
+            let message = format!("no version of `{}` is published yet", self.appliance);
+            Error::new(ErrorKind::NotFound, message)
+        })?;
+        repository.version(version).await
+    }
+
+    /// There is memory: the user disk is next.
+    pub(super) async fn admitted(&mut self, permit: tokio::sync::OwnedSemaphorePermit) {
+        let Some(starting) = &mut self.starting else { return };
+        starting.permit = Some(permit);
+        self.state = InstanceState::Starting;
+        let has_user_disk = starting.version.manifest().disk(DiskRole::User).is_ok();
+        if !has_user_disk {
+            return self.launch().await;
+        }
+        starting.handle.stage("taking the lock");
+        let handle = starting.handle.clone();
+        let ready = tokio::select! {
+            ready = self.take_user_disk() => ready,
+            () = handle.cancelled() => Err(operation::cancelled("the start")),
+        };
+        if let Err(error) = ready {
+            return self.start_failed(None, error);
+        }
+        if let Some(starting) = &mut self.starting {
+            starting.opens_disk = true;
+            starting.handle.stage("opening the user disk");
+        }
+        self.pursue().await;
+    }
+
+    /// Gets the subscription and its lock.
+    async fn take_user_disk(&mut self) -> Result<()> {
+        let session = self.session()?;
+        let breaks = self.starting.as_ref().is_some_and(|starting| starting.request.break_lock);
+        let profile = self.core.profile(&session).await?;
+        let entry = match profile.subscription(&self.appliance) {
+            Some(entry) => entry.clone(),
+            None => self.subscribe(&session).await?,
+        };
+        self.subscribed(&entry)?;
+        if self.disk.as_ref().is_some_and(|disk| disk.lost.is_some()) {
+            // What was lost goes aside before the lock is taken anew.
+            self.pursue().await;
+        }
+        if breaks {
+            self.change_disk(|disk| disk.epoch = Epoch(0))?;
+        }
+        match self.ensure_lock(breaks).await {
+            Err(error) if error.kind() == ErrorKind::Unavailable && breaks => {
+                tracing::warn!("{}: starts without the lock: {}", self.what(), error.chain());
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                Err(error.context("cannot take the lock of the user disk").with_hint(
+                    "with --break-lock it starts all the same; if another host publishes meanwhile, what \
+                     is written here will be kept aside on this host",
+                ))
+            }
+            done => done,
+        }
+    }
+
+    async fn subscribe(&self, session: &Session) -> Result<Subscribed> {
+        let id = collective_model::RepositoryId(crate::random());
+        let secret = session.repository_secret(id);
+        let descriptor = Descriptor::private(id, Kind::UserDisk, &secret);
+        let entry = session.remote.subscribe(&self.appliance, &descriptor).await?;
+        let secret = session.repository_secret(entry.descriptor.id);
+        let backend = session.remote.backend(entry.descriptor.id, Epoch(0))?;
+        if backend.size(&collective_repository::backend::ObjectName::Descriptor).await?.is_none() {
+            Repository::create(backend, entry.descriptor.clone(), Some(secret)).await?;
+        }
+        Ok(entry)
+    }
+
+    /// The template of the user disk, for the first publication.
+    pub(super) fn template_of_start(&self) -> Option<VersionReader> {
+        self.starting.as_ref().map(|starting| starting.version.clone())
+    }
+
+    /// The user disk is ready: launch.
+    pub(super) async fn disk_opened(&mut self) {
+        let Some(starting) = &mut self.starting else { return };
+        starting.opens_disk = false;
+        self.launch().await;
+    }
+
+    async fn launch(&mut self) {
+        let Some(starting) = &self.starting else { return };
+        let handle = starting.handle.clone();
+        handle.stage("launching");
+        let launched = self.try_launch().await;
+        match launched {
+            Ok(()) => {
+                handle.stage("booting");
+                let permit = self.starting.as_mut().and_then(|starting| starting.permit.take());
+                if let Some(machine) = &mut self.machine {
+                    machine.permit = permit;
+                }
+            }
+            Err(error) => {
+                self.record.run = None;
+                if let Err(error) = self.store_record() {
+                    tracing::error!("{}: {}", self.what(), error.chain());
+                }
+                self.start_failed(None, error);
+                self.pursue().await;
+            }
+        }
+    }
+
+    async fn try_launch(&mut self) -> Result<()> {
+        let Some(starting) = &self.starting else { return Ok(()) };
+        let (version, appliance) = (starting.version.clone(), starting.appliance.clone());
+        let session = self.session()?;
+        let manifest = version.manifest();
+        let has_user = manifest.disk(DiskRole::User).is_ok();
+        let disk = self.disk.as_ref().filter(|_| has_user);
+        let run = Run {
+            appliance,
+            version: manifest.version,
+            hardware: hardware(&version)?,
+            user_base: disk.and_then(|disk| disk.base),
+            user_disk: disk.map(|disk| disk.repository.clone()),
+            started: now(),
+        };
+        if let Some(number) = disk.filter(|disk| disk.layers.is_empty()).map(|disk| disk.next_layer)
+        {
+            self.add_layer(number).await?;
+        }
+        let mut disks = Disks::open(&self.core, &self.paths, &run, &version).await?;
+        if let (Some(base), Some(descriptor)) = (run.user_base, &run.user_disk) {
+            disks.serve_user(&self.core, &session, descriptor, base).await?;
+        }
+        disks.replay(&version, pin_name(&self.paths)).await;
+        let system_bytes = manifest.disk(DiskRole::System)?.size_bytes;
+        self.local_layers(&run, system_bytes).await?;
+        let probed = self.core.probe().await?;
+        let spec = self.spec(&run, probed.accelerator);
+        self.record.run = Some(run);
+        self.record.boot_ms = None;
+        self.store_record()?;
+        let machine = process::launch(self.core.qemu().await?, &spec).await?;
+        self.take_over(machine, disks);
+        Ok(())
+    }
+
+    pub(super) fn start_failed(&mut self, handle: Option<Handle>, error: Error) {
+        let handle =
+            handle.or_else(|| self.starting.take().map(|starting| starting.handle.clone()));
+        self.starting = None;
+        self.state = InstanceState::Stopped;
+        self.reason = Some(error.chain());
+        if let Some(handle) = handle {
+            handle.end(Err::<(), _>(error));
+        }
+    }
+
+    /// The guest is up.
+    pub(super) fn agent_answered(&mut self) {
+        let Some(machine) = &mut self.machine else { return };
+        machine.agent_seen = true;
+        if self.state == InstanceState::Starting {
+            self.state = InstanceState::Running;
+        }
+        let Some(starting) = self.starting.take() else { return };
+        let boot = starting.since.elapsed();
+        self.record.boot_ms = u64::try_from(boot.as_millis()).ok();
+        if let Err(error) = self.store_record() {
+            tracing::warn!("{}: {}", self.what(), error.chain());
+        }
+        let before = starting.fetched_before;
+        let fetched = self.core.fetcher.stats().fetched_bytes - before;
+        starting.handle.end(Ok(self
+            .start_result()
+            .map(|result| StartResult { fetched_bytes: fetched, ..result })));
+    }
+
+    fn start_result(&self) -> Option<StartResult> {
+        let run = self.record.run.as_ref()?;
+        Some(StartResult {
+            version: run.version,
+            boot_seconds: self.record.boot_ms.map(|ms| ms as f64 / 1000.0),
+            fetched_share: self.fetched_now().share,
+            fetched_bytes: 0,
+        })
+    }
+
+    /// Somebody cancelled: a start is taken back, waiting is ended.
+    pub(super) async fn cancelled(&mut self, id: OperationId) {
+        self.stop_waiting(id);
+        let Some(starting) = self.starting.take_if(|starting| starting.handle.id() == id) else {
+            return;
+        };
+        starting.handle.end(Err::<(), _>(operation::cancelled("the start")));
+        match &self.machine {
+            Some(machine) => {
+                self.state = InstanceState::Stopping;
+                if let Err(error) = machine.process.kill().await {
+                    tracing::error!("{}: {}", self.what(), error.chain());
+                }
+            }
+            None => {
+                self.state = InstanceState::Stopped;
+                self.pursue().await;
+            }
+        }
+    }
+
+    /// Finds what an earlier daemon started, and puts right what a crash left.
+    pub(super) async fn recover(&mut self) {
+        if self.machine.is_some() || self.starting.is_some() {
+            return;
+        }
+        if let Err(error) = self.try_recover().await {
+            tracing::error!("{}: {}", self.what(), error.chain());
+            self.reason = Some(error.chain());
+        }
+        self.measure_backlog().await;
+        self.pursue().await;
+    }
+
+    async fn try_recover(&mut self) -> Result<()> {
+        let Some(run) = self.record.run.clone() else { return Ok(()) };
+        let Some(machine) = find(&self.paths).await? else {
+            self.record.run = None;
+            return self.store_record();
+        };
+        // Its reads wait until the exports are served again; that needs the session.
+        self.state = InstanceState::Paused;
+        let session = self.session().map_err(|error| {
+            error.context("it runs, and its disks can be served after the next log-in")
+        })?;
+        let repository = self.core.repository(&session, &run.appliance, Epoch(0)).await?;
+        let version = repository.version(run.version).await?;
+        let mut disks = Disks::open(&self.core, &self.paths, &run, &version).await?;
+        if let (Some(descriptor), Some(disk)) = (&run.user_disk, &self.disk) {
+            for base in [run.user_base, disk.base, disk.published].into_iter().flatten() {
+                disks.serve_user(&self.core, &session, descriptor, base).await?;
+            }
+        }
+        self.take_over(machine, disks);
+        self.state = InstanceState::Starting;
+        let permits = self.core.memory_permits(run.hardware.memory_mib)?;
+        if let Some(machine) = &mut self.machine {
+            // It runs already, whether there is room or not.
+            machine.permit = self.core.memory.clone().try_acquire_many_owned(permits).ok();
+            if machine.qmp.status().await?.running {
+                self.state = InstanceState::Running;
+            } else {
+                machine.qmp.resume().await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn hardware(version: &VersionReader) -> Result<collective_model::Hardware> {
+    let manifest = version.manifest();
+    let hardware = manifest.hardware.clone().ok_or_else(|| {
+        let message = format!("version {} says nothing of the machine it wants", manifest.version);
+        Error::new(ErrorKind::Corrupt, message)
+    })?;
+    hardware.check()?;
+    Ok(hardware)
+}

@@ -1,0 +1,140 @@
+//! Who is logged in on this host, and the way to the server that goes with it.
+//!
+//! A session has the user's secret and a [`Remote`]. It is kept in the runtime directory (0600), so that a daemon that was
+//! killed goes on backing up; logging out removes it, and so does the computer's restart. How a password becomes a session is
+//! in `login`.
+
+mod login;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use collective_api::host::Session as Shown;
+use collective_api::keybag::UserSecret;
+use collective_model::{Error, ErrorKind, RepositoryId, Result, Timestamp, UserName};
+use collective_repository::RepositorySecret;
+use tokio::sync::watch;
+
+pub(crate) use login::{contact, join, login, logout, resume, tell_instances};
+
+use crate::now;
+use crate::remote::Remote;
+
+/// A person who is logged in.
+pub(crate) struct Session {
+    pub(crate) user: UserName,
+    pub(crate) remote: Arc<dyn Remote>,
+    secret: UserSecret,
+    door: Option<Door>,
+    online: AtomicBool,
+    since: Timestamp,
+}
+
+/// How requests reach the server with a user's credentials.
+#[derive(Clone, Debug)]
+pub(crate) struct Door {
+    pub(crate) client: reqwest::Client,
+    pub(crate) base: String,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Session({})", self.user)
+    }
+}
+
+impl Session {
+    pub(crate) fn new(
+        user: UserName,
+        secret: UserSecret,
+        remote: Arc<dyn Remote>,
+        door: Option<Door>,
+    ) -> Self {
+        Self { user, remote, secret, door, online: AtomicBool::new(false), since: now() }
+    }
+
+    /// Returns the secret of one of the user's private repositories.
+    pub(crate) fn repository_secret(&self, id: RepositoryId) -> RepositorySecret {
+        self.secret.repository_secret(id)
+    }
+
+    /// Returns the way to the server for requests that are passed on.
+    pub(crate) fn door(&self) -> Result<&Door> {
+        self.door.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::Unavailable, "this session cannot reach the server")
+                .with_hint("log in again while the server can be reached")
+        })
+    }
+
+    /// Remembers whether the server answered.
+    pub(crate) fn saw_server<T>(&self, answer: &Result<T>) {
+        let away = answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable);
+        self.online.store(!away, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_online(&self) -> bool {
+        self.online.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn shown(&self) -> Shown {
+        Shown { user: self.user.clone(), online: self.is_online(), since: self.since }
+    }
+}
+
+/// All sessions. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Sessions(Arc<watch::Sender<BTreeMap<UserName, Arc<Session>>>>);
+
+impl Sessions {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(watch::Sender::new(BTreeMap::new())))
+    }
+
+    pub(crate) fn get(&self, user: &UserName) -> Option<Arc<Session>> {
+        self.0.borrow().get(user).cloned()
+    }
+
+    /// Finds the session of `user`, or the only one.
+    ///
+    /// # Errors
+    /// `Denied` if nobody, or not this one, is logged in; `Invalid` if it is not clear who is meant.
+    pub(crate) fn find(&self, user: Option<&UserName>) -> Result<Arc<Session>> {
+        let table = self.0.borrow();
+        let session = match (user, table.len()) {
+            (Some(user), _) => table.get(user),
+            (None, 0 | 1) => table.values().next(),
+            (None, _) => {
+                let names: Vec<&str> = table.keys().map(UserName::as_str).collect();
+                let message = format!("several people are logged in: {}", names.join(", "));
+                return Err(Error::new(ErrorKind::Invalid, message)
+                    .with_hint("say which one is meant with --user"));
+            }
+        };
+        session.cloned().ok_or_else(|| {
+            let who = user.map_or("nobody".to_owned(), |user| format!("`{user}`"));
+            let is = if user.is_some() { "is not" } else { "is" };
+            Error::new(ErrorKind::Denied, format!("{who} {is} logged in on this host"))
+                .with_hint("log in with `collective login`")
+        })
+    }
+
+    pub(crate) fn insert(&self, session: Session) -> Arc<Session> {
+        let session = Arc::new(session);
+        self.0.send_modify(|table| {
+            table.insert(session.user.clone(), Arc::clone(&session));
+        });
+        session
+    }
+
+    pub(crate) fn remove(&self, user: &UserName) {
+        self.0.send_modify(|table| {
+            table.remove(user);
+        });
+    }
+
+    pub(crate) fn list(&self) -> Vec<Shown> {
+        self.0.borrow().values().map(|session| session.shown()).collect()
+    }
+}

@@ -1,0 +1,371 @@
+//! How a password becomes a session: at the server, or with the last password that worked here; and how the host is
+//! tied to a server.
+//!
+//! `account.json` keeps what a log-in without network needs: the device's key sealed under the password, its certificate and
+//! the wrapped secret of the user. The password itself is kept nowhere.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use collective_api::ServerClient;
+use collective_api::host::{Contact, JoinRequest, LockHolder, LoginRequest, LogoutRequest};
+use collective_api::identity::{Certificate, DeviceKey, Identity};
+use collective_api::keybag::{Keybag, PasswordKeys, PasswordParameters, UserSecret};
+use collective_api::secret::{Sealed, Secret};
+use collective_api::server;
+use collective_api::trust::{self, Fingerprint, ServerAddress};
+use collective_model::{
+    ApplianceName, Epoch, Error, ErrorKind, HostId, RepositoryId, Result, SubscriptionId, UserName,
+};
+use collective_repository::Descriptor;
+use collective_repository::backend::{Backend, Http};
+use serde::{Deserialize, Serialize};
+
+use super::{Door, Session};
+use crate::core::Core;
+use crate::instance::Command;
+use crate::record;
+use crate::remote::{Entitled, Profile, Remote, Subscribed};
+use crate::settings::{Server, Settings};
+
+/// `account.json`: what a log-in without network needs.
+#[derive(Serialize, Deserialize)]
+struct Account {
+    parameters: PasswordParameters,
+    keybag: Keybag,
+    key: Sealed,
+    certificate: Certificate,
+}
+
+/// `sessions/<user>.json`: what a daemon that was killed goes on with. Lives in the runtime directory only.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    secret: UserSecret,
+    key: String,
+    certificate: Certificate,
+}
+
+/// Asks a server for its fingerprint.
+pub(crate) async fn contact(url: &str) -> Result<Contact> {
+    let address: ServerAddress = url.parse()?;
+    let anchor = trust::contact(&address).await?;
+    Ok(Contact { url: address.base(), fingerprint: anchor.fingerprint()?.to_string() })
+}
+
+/// Ties the host to a server.
+pub(crate) async fn join(core: &Core, request: &JoinRequest) -> Result<()> {
+    let address: ServerAddress = request.url.parse()?;
+    let before = core.settings.get();
+    if before.server.as_ref().is_some_and(|server| server.address != address)
+        && !core.sessions.list().is_empty()
+    {
+        return Err(Error::new(
+            ErrorKind::Conflict,
+            "people are logged in who belong to another server",
+        )
+        .with_hint("they must log out first"));
+    }
+    let anchor = trust::contact(&address).await?;
+    let shown = anchor.fingerprint()?;
+    if Fingerprint::try_from(request.fingerprint.trim().to_owned())? != shown {
+        let message = format!(
+            "the server {address} shows the fingerprint {shown}, which is not the given one"
+        );
+        return Err(Error::new(ErrorKind::Denied, message)
+            .with_hint("compare it with what `collective serve` printed"));
+    }
+    let mut settings = Settings {
+        format: 1,
+        name: Some(request.name.clone()),
+        id: None,
+        server: Some(Server { address, anchor, certificate: None }),
+    };
+    if let Some(token) = &request.token {
+        let token = Secret::try_from(token.trim().to_owned())
+            .map_err(|_| Error::new(ErrorKind::Invalid, "this is not a join token"))?;
+        let key = DeviceKey::generate()?;
+        let wanted =
+            server::JoinRequest { token, name: request.name.clone(), request: key.request()? };
+        let joined = anonymous(&settings)?.join(&wanted).await?;
+        keep_host(core, &mut settings, &key, joined)?;
+    } else if let Some(old) = before.server {
+        let same = settings.server.as_ref().is_some_and(|server| server.anchor == old.anchor);
+        if let (true, Some(server)) = (same, &mut settings.server) {
+            server.certificate = old.certificate;
+            settings.id = before.id;
+        }
+    }
+    core.settings.replace(settings)
+}
+
+fn keep_host(
+    core: &Core,
+    settings: &mut Settings,
+    key: &DeviceKey,
+    joined: server::JoinReply,
+) -> Result<()> {
+    record::store_bytes(&core.paths.host_key(), key.to_pem()?.as_bytes())?;
+    settings.id = Some(joined.host);
+    if let Some(server) = &mut settings.server {
+        server.certificate = Some(joined.issued.certificate);
+    }
+    Ok(())
+}
+
+fn tied(settings: &Settings) -> Result<&Server> {
+    settings.server.as_ref().ok_or_else(|| {
+        Error::new(ErrorKind::Invalid, "this host is not tied to a server yet")
+            .with_hint("tie it with `collective join URL`")
+    })
+}
+
+fn anonymous(settings: &Settings) -> Result<ServerClient> {
+    let server = tied(settings)?;
+    ServerClient::https(&server.address, &server.anchor, None)
+}
+
+/// Speaks as the host, if it is a member.
+fn as_host(core: &Core, settings: &Settings) -> Result<ServerClient> {
+    let server = tied(settings)?;
+    let identity = match &server.certificate {
+        Some(certificate) => {
+            let key = DeviceKey::from_pem(&read_text(&core.paths.host_key())?)?;
+            Some(Identity { certificate: certificate.clone(), key })
+        }
+        None => None,
+    };
+    ServerClient::https(&server.address, &server.anchor, identity.as_ref())
+}
+
+fn read_text(path: &Path) -> Result<zeroize::Zeroizing<String>> {
+    use collective_model::IoResultExt;
+    std::fs::read_to_string(path)
+        .map(zeroize::Zeroizing::new)
+        .or_io(|| format!("cannot read {}", path.display()))
+}
+
+/// Logs a person in.
+pub(crate) async fn login(core: &Arc<Core>, request: &LoginRequest) -> Result<Arc<Session>> {
+    let settings = core.settings.get();
+    let kept = match online(core, settings.clone(), request).await {
+        Err(error) if error.kind() == ErrorKind::Unavailable => {
+            let kept = offline(core, request).await.transpose().unwrap_or(Err(error))?;
+            tracing::info!("{} is logged in without the server", request.user);
+            kept
+        }
+        kept => kept?,
+    };
+    record::store(&core.paths.session(&request.user), &kept)?;
+    let session = core.sessions.insert(session(core, &request.user, kept)?);
+    // Also tells whether the server is there.
+    core.profile(&session).await.map(drop).or_else(|error| match error.kind() {
+        ErrorKind::Unavailable => Ok(()),
+        _ => Err(error),
+    })?;
+    core.fetcher.retry_now();
+    tell_instances(core, &request.user);
+    Ok(session)
+}
+
+async fn online(core: &Core, mut settings: Settings, request: &LoginRequest) -> Result<Kept> {
+    let client = as_host(core, &settings)?;
+    let parameters = client.login_parameters(&request.user).await?;
+    let keys = derive(request, &parameters).await?;
+    let key = DeviceKey::generate()?;
+    let member = tied(&settings)?.certificate.is_some();
+    let host_key = if member { None } else { Some(DeviceKey::generate()?) };
+    let guest = match (&host_key, &settings.name) {
+        (Some(key), Some(name)) => {
+            Some(server::GuestHost { name: name.clone(), request: key.request()? })
+        }
+        _ => None,
+    };
+    let wanted = server::LoginRequest {
+        user: request.user.clone(),
+        proof: keys.proof.clone(),
+        request: key.request()?,
+        guest,
+    };
+    let reply = client.login(&wanted).await?;
+    if let (Some(host_key), Some(joined)) = (host_key, reply.host) {
+        keep_host(core, &mut settings, &host_key, joined)?;
+        core.settings.replace(settings)?;
+    }
+    let secret = reply.keybag.open(&keys)?;
+    let certificate = reply.issued.certificate;
+    let account = Account {
+        parameters,
+        keybag: reply.keybag,
+        key: key.seal(&keys.wrap),
+        certificate: certificate.clone(),
+    };
+    let path = core.paths.account(&request.user);
+    record::make_directory(path.parent().unwrap_or(&core.paths.dir))?;
+    record::store(&path, &account)?;
+    Ok(Kept { secret, key: key.to_pem()?.to_string(), certificate })
+}
+
+/// Opens what the last log-in left; none if nobody of that name logged in here before.
+async fn offline(core: &Core, request: &LoginRequest) -> Result<Option<Kept>> {
+    let Some(account) = record::load::<Account>(&core.paths.account(&request.user))? else {
+        return Ok(None);
+    };
+    let keys = derive(request, &account.parameters).await?;
+    let key = DeviceKey::unseal(&account.key, &keys.wrap)?;
+    let secret = account.keybag.open(&keys)?;
+    let key = key.to_pem()?.to_string();
+    Ok(Some(Kept { secret, key, certificate: account.certificate }))
+}
+
+/// Derives the keys of a password, which takes a processor its time.
+async fn derive(request: &LoginRequest, parameters: &PasswordParameters) -> Result<PasswordKeys> {
+    use collective_model::ResultExt;
+    let (password, parameters) = (request.password.clone(), parameters.clone());
+    tokio::task::spawn_blocking(move || PasswordKeys::derive(&password, &parameters))
+        .await
+        .or_error(ErrorKind::Internal, || "cannot derive the keys of a password".to_owned())?
+}
+
+/// Goes on with the sessions that an earlier daemon had.
+pub(crate) fn resume(core: &Arc<Core>) {
+    for path in std::fs::read_dir(core.paths.sessions()).into_iter().flatten().flatten() {
+        let path = path.path();
+        let stem = path.file_stem().and_then(|stem| stem.to_str());
+        let Some(user) = stem.and_then(|stem| stem.parse::<UserName>().ok()) else { continue };
+        let kept = record::load::<Kept>(&path).and_then(|kept| {
+            kept.ok_or_else(|| Error::new(ErrorKind::NotFound, "the session is gone"))
+        });
+        match kept.and_then(|kept| session(core, &user, kept)) {
+            Ok(session) => drop(core.sessions.insert(session)),
+            Err(error) => tracing::warn!("the session of {user} is over: {}", error.chain()),
+        }
+    }
+}
+
+fn session(core: &Core, user: &UserName, kept: Kept) -> Result<Session> {
+    let settings = core.settings.get();
+    let server = tied(&settings)?;
+    let key = zeroize::Zeroizing::new(kept.key);
+    let identity = Identity { certificate: kept.certificate, key: DeviceKey::from_pem(&key)? };
+    let client = ServerClient::https(&server.address, &server.anchor, Some(&identity))?;
+    let door = Door { client: client.http().clone(), base: server.address.base() };
+    let remote = Arc::new(AtServer { client, host: settings.id });
+    Ok(Session::new(user.clone(), kept.secret, remote, Some(door)))
+}
+
+/// Ends a session.
+pub(crate) async fn logout(core: &Arc<Core>, request: &LogoutRequest) -> Result<()> {
+    core.sessions.find(Some(&request.user))?;
+    for instance in core.instances.of_user(&request.user) {
+        let status = instance.status();
+        if status.state != collective_api::host::InstanceState::Stopped {
+            let message = format!("`{}` runs", status.name);
+            return Err(Error::new(ErrorKind::Conflict, message)
+                .with_hint(format!("stop it first: `collective stop {}`", status.name)));
+        }
+        let backlog = status.user_disk.map_or(0, |disk| disk.backlog_bytes);
+        if backlog > 0 && !request.force {
+            let message = format!("`{}` has changes that are not backed up yet", status.name);
+            return Err(Error::new(ErrorKind::Conflict, message)
+                .with_hint("wait, or log out with --force: they stay here until the next log-in"));
+        }
+    }
+    record::remove(&core.paths.session(&request.user))?;
+    core.sessions.remove(&request.user);
+    Ok(())
+}
+
+/// Tells a user's instances that there is a session again.
+pub(crate) fn tell_instances(core: &Arc<Core>, user: &UserName) {
+    for instance in core.instances.of_user(user) {
+        tokio::spawn(async move {
+            if let Err(error) = instance.send(Command::SessionCame).await {
+                tracing::warn!("{}", error.chain());
+            }
+        });
+    }
+}
+
+/// The server over HTTPS.
+#[derive(Debug)]
+struct AtServer {
+    client: ServerClient,
+    host: Option<HostId>,
+}
+
+impl AtServer {
+    fn subscribed(&self, entry: server::Subscription) -> Subscribed {
+        let lock = entry.lock.map(|lock| LockHolder {
+            here: Some(lock.host) == self.host,
+            host: lock.host_name.to_string(),
+            since: lock.since,
+            seen: Some(lock.seen),
+            backlog_bytes: lock.backlog_bytes,
+        });
+        Subscribed {
+            id: entry.id,
+            appliance: entry.appliance,
+            descriptor: entry.repository,
+            latest: entry.head,
+            lock,
+        }
+    }
+}
+
+#[async_trait]
+impl Remote for AtServer {
+    async fn profile(&self) -> Result<Profile> {
+        let (profile, _) = self.client.profile(None).await?.ok_or_else(|| {
+            Error::new(ErrorKind::Internal, "the server says that an unknown profile is unchanged")
+        })?;
+        let entitled = |entry: server::ProfileAppliance| Entitled {
+            name: entry.name,
+            descriptor: entry.repository,
+            latest: entry.head,
+        };
+        Ok(Profile {
+            appliances: profile.appliances.into_iter().map(entitled).collect(),
+            subscriptions: profile
+                .subscriptions
+                .into_iter()
+                .map(|it| self.subscribed(it))
+                .collect(),
+        })
+    }
+
+    async fn subscribe(
+        &self,
+        appliance: &ApplianceName,
+        descriptor: &Descriptor,
+    ) -> Result<Subscribed> {
+        let request = server::SubscribeRequest {
+            appliance: appliance.clone(),
+            repository: descriptor.clone(),
+        };
+        self.client.subscribe(&request).await.map(|entry| self.subscribed(entry))
+    }
+
+    async fn unsubscribe(&self, id: SubscriptionId) -> Result<()> {
+        self.client.unsubscribe(id).await
+    }
+
+    async fn lock(&self, id: SubscriptionId, take: bool) -> Result<Epoch> {
+        let request = server::TakeLock { break_lock: take };
+        self.client.take_lock(id, &request).await.map(|lock| lock.epoch)
+    }
+
+    async fn renew(&self, id: SubscriptionId, epoch: Epoch, backlog_bytes: u64) -> Result<()> {
+        let request = server::RenewLock { epoch, backlog_bytes };
+        self.client.renew_lock(id, &request).await.map(drop)
+    }
+
+    async fn release(&self, id: SubscriptionId, epoch: Epoch) -> Result<()> {
+        self.client.release_lock(id, epoch).await
+    }
+
+    fn backend(&self, id: RepositoryId, epoch: Epoch) -> Result<Arc<dyn Backend>> {
+        let url = self.client.repository_url(id);
+        Ok(Arc::new(Http::new(self.client.http().clone(), &url, epoch)))
+    }
+}
