@@ -1,1 +1,3 @@
-//! The provider's side: accounts, entitlements, locks and repositories over HTTPS.
+//! The provider's side: accounts, entitlements, locks and repositories over HTTPS (DESIGN 4.8 to 4.10).
+mod authority;
+mod files;
