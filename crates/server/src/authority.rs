@@ -70,8 +70,10 @@ impl Authority {
         let key = KeyPair::from_pem(text).or_error(ErrorKind::Corrupt, || damaged("key"))?;
         let certificate = CertificateDer::from_pem_slice(text.as_bytes())
             .or_error(ErrorKind::Corrupt, || damaged("certificate"))?;
-        let answer_key =
-            blake3::derive_key("collective 2026-11 server answers for strangers", key.serialized_der());
+        let answer_key = blake3::derive_key(
+            "collective 2026-11 server answers for strangers",
+            key.serialized_der(),
+        );
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .or_error(ErrorKind::Corrupt, || damaged("certificate"))?;
         let start = text.find("-----BEGIN CERTIFICATE-----").unwrap_or_default();
@@ -103,10 +105,9 @@ impl Authority {
     ) -> Result<CertifiedKey> {
         let failed = || "cannot make the server's certificate".to_owned();
         let key = KeyPair::generate().or_error(ErrorKind::Internal, failed)?;
-        let mut params =
-            CertificateParams::new(names).or_error(ErrorKind::Invalid, || {
-                format!("cannot make a certificate for {}", names.join(", "))
-            })?;
+        let mut params = CertificateParams::new(names).or_error(ErrorKind::Invalid, || {
+            format!("cannot make a certificate for {}", names.join(", "))
+        })?;
         params.distinguished_name.push(DnType::CommonName, "Collective server");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         set_validity(&mut params, now, SERVER_LIFE);
