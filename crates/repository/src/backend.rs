@@ -8,6 +8,7 @@ mod directory;
 mod faulty;
 mod head;
 mod http;
+mod incoming;
 mod memory;
 mod name;
 
@@ -24,6 +25,7 @@ pub use directory::Directory;
 pub use faulty::{Call, CallKind, Fault, Faulty};
 pub use head::{check_commit, decode_latest, encode_latest};
 pub use http::Http;
+pub use incoming::Incoming;
 pub use memory::Memory;
 pub use name::{ObjectName, PartKind};
 

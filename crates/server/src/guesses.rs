@@ -1,8 +1,8 @@
 //! How often a password may be guessed: a bucket of guesses for every user and for every address, refilled with time.
 //!
 //! Pure: told of the time and of what happened. A guess is paid before the password is looked at and given back
-//! if it was right, so a thousand guesses at once get no further than five. Memory is bounded; when it is full, the bucket that is
-//! nearest to being full again is forgotten, which is the one that restrains least.
+//! if it was right, so a thousand guesses at once get no further than five. Memory is bounded; when it is full, the buckets that are
+//! nearest to being full again are forgotten, which are those that restrain least.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -85,8 +85,11 @@ impl Guesses {
         if self.full_at.len() < BUCKETS_MAX {
             return;
         }
-        let first = self.full_at.iter().min_by_key(|(_, full_at)| **full_at);
-        if let Some(key) = first.map(|(key, _)| key.clone()) {
+        // A quarter at once, so that a flood pays for sorting once in a while only.
+        let mut soonest: Vec<_> =
+            self.full_at.iter().map(|(key, full_at)| (*full_at, key.clone())).collect();
+        soonest.sort_unstable_by_key(|(full_at, _)| *full_at);
+        for (_, key) in soonest.into_iter().take(BUCKETS_MAX / 4) {
             self.full_at.remove(&key);
         }
     }

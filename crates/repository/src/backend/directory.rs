@@ -17,6 +17,7 @@ use collective_model::{
     Epoch, Error, ErrorKind, IoResultExt, Result, ResultExt, Timestamp, Version,
 };
 
+use super::incoming::Incoming;
 use super::memory::missing;
 use super::{
     Backend, Commit, Exclusive, Listed, ObjectName, check_commit, check_limit, decode_latest,
@@ -66,6 +67,24 @@ impl Directory {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.root
+    }
+
+    /// Begins an object that arrives piece by piece.
+    ///
+    /// # Errors
+    /// `Unavailable` if the disk is full.
+    pub async fn receive(&self, name: ObjectName) -> Result<Incoming> {
+        self.blocking(move |this| {
+            let path = this.file(&name);
+            let parent = path.parent().expect("a name joined to the root has a parent");
+            this.make_directory(parent)?;
+            let file = tempfile::Builder::new()
+                .prefix(TEMPORARY_PREFIX)
+                .tempfile_in(parent)
+                .or_io(|| format!("cannot store {name}"))?;
+            Ok(Incoming { name, file, path })
+        })
+        .await
     }
 
     fn file(&self, name: &ObjectName) -> PathBuf {
@@ -267,7 +286,7 @@ impl Directory {
     }
 }
 
-fn sync_directory(path: &Path) -> std::io::Result<()> {
+pub(super) fn sync_directory(path: &Path) -> std::io::Result<()> {
     File::open(path)?.sync_all()
 }
 
