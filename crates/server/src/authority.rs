@@ -81,12 +81,7 @@ impl Authority {
         Ok(Self { issuer, certificate, certificate_pem, answer_key })
     }
 
-    /// Returns the certificate that clients pin.
-    pub fn certificate(&self) -> &CertificateDer<'static> {
-        &self.certificate
-    }
-
-    /// Returns the same as text.
+    /// Returns the certificate that clients pin, as text.
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem
     }
@@ -217,7 +212,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let first = Authority::open_or_create(directory.path(), NOW).unwrap();
         let second = Authority::open_or_create(directory.path(), NOW).unwrap();
-        assert_eq!(first.certificate(), second.certificate());
+        assert_eq!(first.certificate_pem(), second.certificate_pem());
         assert_eq!(first.answer_key(), second.answer_key());
         let path = directory.path().join(AUTHORITY_FILE);
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);

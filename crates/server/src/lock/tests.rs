@@ -1,3 +1,5 @@
+//! The rules one by one, then random hosts against the one rule that matters: a number has one owner.
+
 use std::time::Duration;
 
 use collective_api::server::Lock;

@@ -1,0 +1,8 @@
+//! The server from outside, through the client that hosts and commands use: every test runs on SQLite and on a private
+//! PostgreSQL cluster.
+
+#[path = "server/world.rs"]
+mod world;
+
+#[path = "server/session.rs"]
+mod session;

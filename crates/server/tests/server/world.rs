@@ -1,0 +1,302 @@
+//! A server in a directory of its own, on either database, and the people and computers around it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use collective_api::identity::{DeviceKey, Identity};
+use collective_api::keybag::{Keybag, PasswordKeys, PasswordParameters, UserSecret};
+use collective_api::server::{
+    CreateAppliance, CreateToken, CreateUser, JoinRequest, LoginRequest, PasswordChange,
+    ServerClient, SubscribeRequest, Subscription,
+};
+use collective_api::trust::{Anchor, ServerAddress, contact};
+use collective_model::{ApplianceName, HostId, RepositoryId, Result};
+use collective_repository::backend::Http;
+use collective_repository::{Descriptor, Kind, Repository, SigningKey, Trust};
+use collective_server::{Server, ServerOptions};
+use tempfile::TempDir;
+
+/// The password of everybody.
+pub const PASSWORD: &str = "correct horse";
+
+const POSTGRES: &str = "/usr/lib/postgresql/15/bin";
+
+/// Makes one test per database of an async function that takes a [`World`].
+macro_rules! on_both_databases {
+    ($($name:ident)*) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(crate::world::World::sqlite().await).await;
+            })*
+        }
+        mod postgres {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(crate::world::World::postgres().await).await;
+            })*
+        }
+    };
+}
+pub(crate) use on_both_databases;
+
+/// A server and its administrator.
+pub struct World {
+    pub server: Option<Server>,
+    pub dir: TempDir,
+    pub admin: ServerClient,
+    pub address: ServerAddress,
+    pub anchor: Anchor,
+    database: Option<String>,
+    /// Held for its end: the last world stops the cluster.
+    _cluster: Option<Arc<Cluster>>,
+}
+
+/// A computer that joined.
+pub struct Computer {
+    pub id: HostId,
+    pub client: ServerClient,
+}
+
+/// A person at a computer.
+pub struct Person {
+    pub client: ServerClient,
+    pub secret: UserSecret,
+}
+
+impl World {
+    pub async fn sqlite() -> Self {
+        Self::new(None, None).await
+    }
+
+    pub async fn postgres() -> Self {
+        let cluster = Cluster::shared();
+        let url = cluster.new_database();
+        Self::new(Some(url), Some(cluster)).await
+    }
+
+    async fn new(database: Option<String>, cluster: Option<Arc<Cluster>>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let server = start(dir.path(), database.clone()).await.unwrap();
+        let (address, anchor) = reach(&server).await;
+        let admin = ServerClient::unix(&server.socket).unwrap();
+        Self { server: Some(server), dir, admin, address, anchor, database, _cluster: cluster }
+    }
+
+    pub async fn stop(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.shutdown().await;
+        }
+    }
+
+    /// Starts the server again, on another port.
+    pub async fn start(&mut self) -> Result<()> {
+        let server = start(self.dir.path(), self.database.clone()).await?;
+        self.address = server.address.to_string().parse().unwrap();
+        self.admin = ServerClient::unix(&server.socket).unwrap();
+        self.server = Some(server);
+        Ok(())
+    }
+
+    pub fn client(&self, identity: Option<&Identity>) -> ServerClient {
+        ServerClient::https(&self.address, &self.anchor, identity).unwrap()
+    }
+
+    /// Makes a user in a group of the same name with an appliance of the same name granted to it.
+    pub async fn user(&self, name: &str) {
+        self.admin.create_group(&name.parse().unwrap()).await.unwrap();
+        self.admin.create_user(&new_user(name)).await.unwrap();
+    }
+
+    /// Makes an appliance with an empty repository.
+    pub async fn appliance(&self, name: &str) -> SigningKey {
+        let key = SigningKey::generate();
+        let repository = Descriptor::public(new_id(), Kind::Appliance, key.publisher());
+        let request = CreateAppliance { name: name.parse().unwrap(), repository };
+        self.admin.create_appliance(&request).await.unwrap();
+        key
+    }
+
+    /// Makes `ann`, who may start `debian`, and `bob`, who may start nothing.
+    pub async fn peopled(&self) -> SigningKey {
+        let key = self.appliance("debian").await;
+        self.user("ann").await;
+        self.user("bob").await;
+        self.admin.grant(&debian(), &"ann".parse().unwrap()).await.unwrap();
+        key
+    }
+
+    pub async fn join(&self, name: &str) -> Computer {
+        let request = CreateToken { note: "test".to_owned(), life_s: 60 };
+        let token = self.admin.create_token(&request).await.unwrap().secret;
+        let key = DeviceKey::generate().unwrap();
+        let request =
+            JoinRequest { token, name: name.parse().unwrap(), request: key.request().unwrap() };
+        let reply = self.client(None).join(&request).await.unwrap();
+        let identity = Identity { certificate: reply.issued.certificate, key };
+        Computer { id: reply.host, client: self.client(Some(&identity)) }
+    }
+
+    pub async fn login(&self, computer: &Computer, user: &str) -> Person {
+        self.try_login(computer, user, PASSWORD).await.unwrap()
+    }
+
+    pub async fn try_login(
+        &self,
+        computer: &Computer,
+        user: &str,
+        password: &str,
+    ) -> Result<Person> {
+        let user = user.parse().unwrap();
+        let parameters = computer.client.login_parameters(&user).await?;
+        let keys = PasswordKeys::derive(password, &parameters)?;
+        let key = DeviceKey::generate()?;
+        let request = LoginRequest { user, proof: keys.proof.clone(), request: key.request()? };
+        let reply = computer.client.login(&request).await?;
+        let secret = reply.keybag.open(&keys)?;
+        let identity = Identity { certificate: reply.issued.certificate, key };
+        Ok(Person { client: self.client(Some(&identity)), secret })
+    }
+
+    /// Opens an appliance's repository as the administrator.
+    pub async fn open(&self, name: &str) -> Repository {
+        let descriptor = self.admin.appliance(&name.parse().unwrap()).await.unwrap().repository;
+        open(&self.admin, &descriptor, collective_model::Epoch(0), None).await.unwrap()
+    }
+}
+
+impl Person {
+    /// Subscribes to `debian`.
+    pub async fn subscribe(&self) -> Result<Subscription> {
+        let id = new_id();
+        let secret = self.secret.repository_secret(id);
+        let repository = Descriptor::private(id, Kind::UserDisk, &secret);
+        self.client.subscribe(&SubscribeRequest { appliance: debian(), repository }).await
+    }
+
+    /// Opens a subscription's repository to write it under a lock.
+    pub async fn open(
+        &self,
+        subscription: &Subscription,
+        epoch: collective_model::Epoch,
+    ) -> Repository {
+        let descriptor = &subscription.repository;
+        let secret = self.secret.repository_secret(descriptor.id);
+        open(&self.client, descriptor, epoch, Some(secret)).await.unwrap()
+    }
+}
+
+/// Opens a repository over HTTP.
+pub async fn open(
+    client: &ServerClient,
+    descriptor: &Descriptor,
+    epoch: collective_model::Epoch,
+    secret: Option<collective_repository::RepositorySecret>,
+) -> Result<Repository> {
+    let url = client.repository_url(descriptor.id);
+    let backend = Http::new(client.http().clone(), &url, epoch);
+    let trust = Trust { id: descriptor.id, publisher: descriptor.publisher, secret };
+    Repository::open(Arc::new(backend), trust).await
+}
+
+pub fn new_user(name: &str) -> CreateUser {
+    let parameters = PasswordParameters::generate();
+    let keys = PasswordKeys::derive(PASSWORD, &parameters).unwrap();
+    let (keybag, _) = Keybag::create(&UserSecret::generate(), &keys);
+    let password = PasswordChange { parameters, proof: keys.proof, keybag, current: None };
+    let groups = vec![name.parse().unwrap()];
+    CreateUser { name: name.parse().unwrap(), administrator: false, groups, password }
+}
+
+pub fn debian() -> ApplianceName {
+    "debian".parse().unwrap()
+}
+
+pub fn new_id() -> RepositoryId {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).unwrap();
+    RepositoryId(id)
+}
+
+pub async fn start(dir: &Path, database: Option<String>) -> Result<Server> {
+    let listen = "127.0.0.1:0".parse().unwrap();
+    Server::start(ServerOptions { dir: dir.to_owned(), listen, database }).await
+}
+
+async fn reach(server: &Server) -> (ServerAddress, Anchor) {
+    let address: ServerAddress = server.address.to_string().parse().unwrap();
+    let anchor = contact(&address).await.unwrap();
+    assert_eq!(anchor.fingerprint().unwrap(), server.fingerprint);
+    (address, anchor)
+}
+
+/// A PostgreSQL of our own: a cluster in a directory of its own, reached by its Unix socket only.
+struct Cluster {
+    dir: PathBuf,
+    databases: AtomicU32,
+}
+
+impl Cluster {
+    /// Returns the cluster that running tests share, or makes it.
+    fn shared() -> Arc<Self> {
+        static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let cluster = Arc::new(Self::create());
+            *shared = Arc::downgrade(&cluster);
+            cluster
+        })
+    }
+
+    fn create() -> Self {
+        let dir = tempfile::Builder::new().prefix("pg").tempdir_in("/tmp").unwrap().keep();
+        let cluster = Self { dir, databases: AtomicU32::new(0) };
+        run(Command::new("chown").arg("postgres").arg(&cluster.dir));
+        let data = cluster.dir.join("data");
+        let flags = ["--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"];
+        run(as_postgres("initdb").args(flags).arg("-D").arg(&data));
+        let options = format!(
+            "-c listen_addresses='' -c fsync=off -c unix_socket_directories={}",
+            cluster.dir.display()
+        );
+        let log = cluster.dir.join("log");
+        run(as_postgres("pg_ctl")
+            .args(["start", "-w", "-D"])
+            .arg(&data)
+            .arg("-l")
+            .arg(log)
+            .args(["-o", &options]));
+        cluster
+    }
+
+    fn new_database(&self) -> String {
+        let name = format!("test{}", self.databases.fetch_add(1, Ordering::Relaxed));
+        run(as_postgres("createdb").arg("-h").arg(&self.dir).arg(&name));
+        let host = self.dir.to_str().unwrap().replace('/', "%2F");
+        format!("postgres://postgres@{host}/{name}")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let data = self.dir.join("data");
+        let _ = as_postgres("pg_ctl").args(["stop", "-m", "immediate", "-D"]).arg(data).output();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn as_postgres(program: &str) -> Command {
+    let mut command = Command::new("runuser");
+    command.args(["-u", "postgres", "--"]).arg(format!("{POSTGRES}/{program}")).current_dir("/tmp");
+    command
+}
+
+fn run(command: &mut Command) {
+    let Output { status, stderr, .. } = command
+        .stdout(std::process::Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(status.success(), "{command:?}: {}", String::from_utf8_lossy(&stderr));
+}
