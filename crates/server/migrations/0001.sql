@@ -51,12 +51,15 @@ create table tokens (
     used_by text
 );
 
+-- member: joined with a token; else a guest, made by a log-in, whose name is nobody's promise.
 create table hosts (
     id text primary key,
-    name text not null unique,
+    name text not null,
+    member bigint not null,
     joined bigint not null,
     seen bigint
 );
+create unique index member_host_names on hosts (name) where member = 1;
 
 create table devices (
     id text primary key,

@@ -268,12 +268,13 @@ pub async fn hosts(
     caller: Caller,
 ) -> Answer<Json<Vec<HostEntry>>> {
     caller.administrator()?;
-    let sql = "select id, name, joined, seen from hosts order by name";
+    let sql = "select id, name, joined, seen, member from hosts order by name, joined";
     let rows = state.database.read(sql, &[]).await?;
     let host = |row: &Row| {
         let seen = row.optional_integer(3)?.map(Timestamp);
         let joined = Timestamp(row.integer(2)?);
-        Ok(HostEntry { id: row.parse(0)?, name: row.parse(1)?, joined, seen })
+        let member = row.integer(4)? != 0;
+        Ok(HostEntry { id: row.parse(0)?, name: row.parse(1)?, member, joined, seen })
     };
     Ok(Json(rows.iter().map(host).collect::<Result<_>>()?))
 }
