@@ -4,6 +4,7 @@
 //!          as root                        as anybody else
 //! server   /var/lib/collective-server     ~/.local/share/collective/server
 //! host     /var/lib/collective            ~/.local/share/collective/host
+//! keys     /var/lib/collective-keys       ~/.local/share/collective/keys
 //! runtime  /run/collective                $XDG_RUNTIME_DIR/collective, or <host>/run without it
 //! ```
 
@@ -16,6 +17,8 @@ pub struct Directories {
     pub server: PathBuf,
     /// State of `collective host`: cache, layers, keys.
     pub host: PathBuf,
+    /// Signing keys of the appliances that are published from here.
+    pub keys: PathBuf,
     /// Sockets and sessions of `collective host`; gone after a reboot.
     pub runtime: PathBuf,
 }
@@ -53,6 +56,7 @@ impl Directories {
             return Self {
                 server: "/var/lib/collective-server".into(),
                 host: "/var/lib/collective".into(),
+                keys: "/var/lib/collective-keys".into(),
                 runtime: "/run/collective".into(),
             };
         }
@@ -62,7 +66,12 @@ impl Directories {
         let runtime = surroundings
             .runtime_dir
             .map_or_else(|| host.join("run"), |runtime| runtime.join("collective"));
-        Self { server: data.join("collective/server"), host, runtime }
+        Self {
+            server: data.join("collective/server"),
+            host,
+            keys: data.join("collective/keys"),
+            runtime,
+        }
     }
 }
 

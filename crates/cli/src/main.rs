@@ -7,6 +7,7 @@
 
 mod arguments;
 mod context;
+mod daemon;
 mod directories;
 mod failure;
 mod output;

@@ -11,6 +11,7 @@ mod exec;
 mod exit_codes;
 mod grant;
 mod group;
+mod host;
 mod join;
 mod list;
 mod login;
@@ -54,6 +55,7 @@ pub enum Verb {
     Group(group::Arguments),
     Grant(grant::Arguments),
     Token(token::Arguments),
+    Host(host::Arguments),
     Completion(completion::Arguments),
     ExitCodes(exit_codes::Arguments),
 }
@@ -87,6 +89,7 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8> {
         Verb::Group(arguments) => group::run(arguments, context).await.map(done),
         Verb::Grant(arguments) => grant::run(arguments, context).await.map(done),
         Verb::Token(arguments) => token::run(arguments, context).await.map(done),
+        Verb::Host(arguments) => host::run(arguments, context).await.map(done),
         Verb::Completion(arguments) => completion::run(&arguments, context).map(done),
         Verb::ExitCodes(arguments) => exit_codes::run(&arguments, context).map(done),
     }

@@ -4,6 +4,8 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails its test")]
 
+#[path = "cli/daemons.rs"]
+mod daemons;
 #[path = "cli/help.rs"]
 mod help;
 #[path = "cli/mistakes.rs"]

@@ -75,6 +75,7 @@ pub struct AcceleratorStatus {
 #[serde(rename_all = "snake_case")]
 pub enum InstanceState {
     /// Not running.
+    #[serde(rename = "off")]
     Stopped,
     /// Waits for memory or a place.
     Queued,

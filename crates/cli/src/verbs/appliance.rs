@@ -3,6 +3,7 @@
 mod build;
 mod list;
 mod prune;
+mod publish;
 mod show;
 mod verify;
 
@@ -23,6 +24,7 @@ pub struct Arguments {
 #[derive(Subcommand, Debug)]
 enum Verb {
     Build(build::Arguments),
+    Publish(publish::Arguments),
     List(list::Arguments),
     Show(show::Arguments),
     Verify(verify::Arguments),
@@ -33,6 +35,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<u8> {
     let server = || context.server(&arguments.server);
     match arguments.verb {
         Verb::Build(arguments) => build::run(arguments, context).await,
+        Verb::Publish(arguments) => publish::run(arguments, &server()?, context).await,
         Verb::List(arguments) => list::run(arguments, &server()?, context).await.map(super::done),
         Verb::Show(arguments) => show::run(arguments, &server()?, context).await.map(super::done),
         Verb::Verify(arguments) => verify::run(arguments, &server()?, context).await,

@@ -57,13 +57,13 @@ async fn overview(context: &Context, client: &HostClient) -> Result<()> {
         true => Vec::new(),
         false => client.appliances().await?,
     };
-    context.output.say("host", &host, || about_host(&host));
     for appliance in &appliances {
         context.output.object("appliance", appliance);
     }
     for operation in &operations {
         context.output.object("operation", operation);
     }
+    context.output.say("host", &host, || about_host(&host));
     if !context.output.is_json() {
         if !appliances.is_empty() {
             context.output.text(&format!("\n{}", list::table(&appliances)));

@@ -1,8 +1,8 @@
 //! Runs the command in surroundings of its own: an empty home, no daemon, no terminal.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 
-use assert_cmd::Command;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -33,26 +33,26 @@ impl Home {
     }
 
     pub fn run(&self, arguments: &[&str]) -> Ended {
-        self.run_with_input(arguments, "")
+        let output = self.command(arguments).output().unwrap();
+        Ended {
+            code: output.status.code().unwrap(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
     }
 
-    pub fn run_with_input(&self, arguments: &[&str], input: &str) -> Ended {
-        let mut command = Command::cargo_bin("collective").unwrap();
-        let output = command
+    /// The command in this home, with nothing on its stdin.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("collective"));
+        command
             .args(arguments)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("HOME", self.path())
             .env("COLLECTIVE_HOST", self.socket())
             .current_dir(self.path())
-            .write_stdin(input)
-            .output()
-            .unwrap();
-        Ended {
-            code: output.status.code().unwrap(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
+            .stdin(Stdio::null());
+        command
     }
 }
 

@@ -1,0 +1,114 @@
+//! `collective host`: the daemon of this computer, in the foreground.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use collective_api::HostClient;
+use collective_host::{Host, HostOptions};
+use collective_model::Result;
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::daemon::{self, DaemonArguments};
+use crate::text::Size;
+use crate::verbs::join::{self, Trust};
+
+/// Run the host daemon: it caches and runs appliances on this computer
+///
+/// It runs in the foreground, logs to stderr, and prints one line when it is ready. SIGTERM or Ctrl-C stops it cleanly;
+/// appliances that run go on running, and the next daemon finds them again. Everything but `serve` and the
+/// administrator's verbs needs it.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  collective host\n  \
+    collective host --join https://server:7443 --token-file token.txt --fingerprint 1A:2B:…")]
+pub struct Arguments {
+    /// Directory for the cache, for layers that are not backed up, and for keys
+    #[arg(long, value_name = "DIR", env = "COLLECTIVE_HOST_DIR", hide_env_values = true)]
+    dir: Option<PathBuf>,
+    /// Directory for sockets and sessions, best emptied at a restart of the computer
+    #[arg(long, value_name = "DIR", env = "COLLECTIVE_RUNTIME_DIR", hide_env_values = true)]
+    runtime_dir: Option<PathBuf>,
+    /// What the cache may hold [default: 20GiB]
+    #[arg(long, value_name = "SIZE")]
+    cache_size: Option<Size>,
+    /// What running appliances may have together [default: three quarters of the computer's memory]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Size>,
+    /// Minutes between backups of a running appliance's user disk; 0: only when it stops [default: 10]
+    #[arg(long, value_name = "MINUTES")]
+    publish_minutes: Option<u32>,
+    /// Tie this computer to a server at start, if it is tied to none (as `collective join`)
+    #[arg(long, value_name = "URL")]
+    join: Option<String>,
+    #[command(flatten)]
+    trust: Trust,
+    #[command(flatten)]
+    daemon: DaemonArguments,
+}
+
+/// What a program reads when the daemon is ready.
+#[derive(Serialize)]
+struct Facts {
+    socket: PathBuf,
+    dir: PathBuf,
+    pid: u32,
+}
+
+pub async fn run(arguments: Arguments, context: &Context) -> Result<()> {
+    arguments.daemon.start_log()?;
+    let options = options(&arguments, context);
+    let dir = options.dir.clone();
+    let host = Host::start(options).await?;
+    let socket = host.socket();
+    let joined = tie(&arguments, context, &socket).await;
+    let waited = match joined {
+        Ok(()) => {
+            let facts = Facts { socket, dir, pid: std::process::id() };
+            let line = format!("collective host is ready at {}", facts.socket.display());
+            wait(&arguments.daemon, context, &facts, line).await
+        }
+        Err(error) => Err(error),
+    };
+    host.shutdown().await?;
+    waited?;
+    context.output.note("The host daemon has stopped; appliances that run go on running.");
+    Ok(())
+}
+
+/// Says that the daemon is ready, and waits until it is told to stop.
+async fn wait(
+    arguments: &DaemonArguments,
+    context: &Context,
+    facts: &Facts,
+    line: String,
+) -> Result<()> {
+    let _ready = arguments.ready(&context.output, facts, line)?;
+    daemon::told_to_stop().await
+}
+
+fn options(arguments: &Arguments, context: &Context) -> HostOptions {
+    let defaults = &context.directories;
+    let dir = arguments.dir.clone().unwrap_or_else(|| defaults.host.clone());
+    let runtime_dir = arguments.runtime_dir.clone().unwrap_or_else(|| defaults.runtime.clone());
+    let mut options = HostOptions::new(dir, runtime_dir);
+    if let Some(Size(bytes)) = arguments.cache_size {
+        options.cache_bytes = bytes;
+    }
+    if let Some(Size(bytes)) = arguments.memory {
+        options.memory_mib = bytes >> 20;
+    }
+    if let Some(minutes) = arguments.publish_minutes {
+        options.publish_minutes = minutes;
+    }
+    options
+}
+
+/// Ties the host to the server of `--join`, unless it is tied to it already.
+async fn tie(arguments: &Arguments, context: &Context, socket: &std::path::Path) -> Result<()> {
+    let Some(url) = &arguments.join else { return Ok(()) };
+    let client = HostClient::new(socket)?;
+    if client.host().await?.server.is_none() {
+        join::join(context, &client, url, &arguments.trust).await?;
+    }
+    Ok(())
+}
