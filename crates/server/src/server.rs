@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::authority::{Authority, SERVER_LIFE};
+use crate::authority::{Authority, HOST_LIFE, SERVER_LIFE};
 use crate::database::{Database, Value};
 use crate::files::make_private_directory;
 use crate::listener::{Connections, CurrentCertificate};
@@ -195,6 +195,9 @@ async fn keep_house(
             Ok(made) => certificate.replace(made),
             Err(error) => tracing::error!("{}", error.chain()),
         }
+        if let Err(error) = forget_guests(&state).await {
+            tracing::error!("{}", error.chain());
+        }
         let sql = "delete from audit where time < \
             (select coalesce(min(time), 0) from \
             (select time from audit order by time desc limit $1) as kept)";
@@ -202,4 +205,13 @@ async fn keep_house(
             tracing::error!("{}", error.chain());
         }
     }
+}
+
+/// Forgets guests whose certificates ended: nobody is logged in there, they hold no lock, and cannot come back.
+async fn forget_guests(state: &State) -> Result<()> {
+    let sql = "delete from hosts where member = 0 and coalesce(seen, joined) < $1 \
+        and id not in (select host from devices) \
+        and id not in (select holder from subscriptions where holder is not null)";
+    let before = state.now().0.saturating_sub(2 * HOST_LIFE.as_millis() as i64);
+    state.database.write(sql, &[Value::from(before)]).await.map(drop)
 }

@@ -12,18 +12,20 @@ use collective_api::identity::{Certificate, Subject};
 use collective_api::keybag::{Keybag, PasswordParameters, Salt};
 use collective_api::secret::Secret;
 use collective_api::server::{
-    Issued, JoinReply, JoinRequest, LoginParametersRequest, LoginReply, LoginRequest,
+    GuestHost, Issued, JoinReply, JoinRequest, LoginParametersRequest, LoginReply, LoginRequest,
     PasswordChange, RenewRequest, ServerInfo,
 };
 use collective_api::trust::Anchor;
-use collective_model::{DeviceId, Error, ErrorKind, HostId, Result, ResultExt, UserName};
+use collective_model::{
+    DeviceId, Error, ErrorKind, HostId, HostName, Result, ResultExt, Timestamp, UserName,
+};
 use serde::{Deserialize, Serialize};
 
 use super::Input;
 use super::account::user;
 use crate::answer::Answer;
 use crate::authority::{DEVICE_LIFE, HOST_LIFE};
-use crate::caller::Caller;
+use crate::caller::{Caller, Device};
 use crate::database::{Transaction, Value, text};
 use crate::state::{State, random};
 
@@ -78,9 +80,8 @@ pub async fn join(
             .with_hint("ask an administrator for a new one: `collective token create`")
             .into());
     }
-    let sql = "insert into hosts (id, name, joined) values ($1, $2, $3)";
-    let values = [text(&id), text(&request.name), Value::from(now.0)];
-    transaction.run(sql, &values).await.map_err(|error| match error.kind() {
+    let inserted = insert_host(&mut transaction, id, &request.name, true, now).await;
+    inserted.map_err(|error| match error.kind() {
         ErrorKind::Conflict => {
             let message = format!("there is a host named `{}` already", request.name);
             Error::new(ErrorKind::Conflict, message).with_hint("join under another name")
@@ -97,31 +98,63 @@ pub async fn login(
     caller: Caller,
     Input(request): Input<LoginRequest>,
 ) -> Answer<Json<LoginReply>> {
-    let Caller::Host(host) = &caller else {
-        let message = "people log in at a computer that has joined the server";
-        return Err(Error::new(ErrorKind::Denied, message)
-            .with_hint("join it with a token: `collective host join`")
-            .into());
-    };
     check_password(&state, &caller, &request.user, &request.proof).await?;
+    let now = state.now();
+    let mut transaction = state.database.begin().await?;
+    let (host, host_name, guest) = match (&caller, &request.guest) {
+        (Caller::Host(host) | Caller::Device(Device { host, .. }), _) => {
+            (host.id, host.name.clone(), None)
+        }
+        (_, Some(guest)) => {
+            let made = introduce(&state, &mut transaction, guest).await?;
+            (made.host, guest.name.clone(), Some(made))
+        }
+        _ => {
+            let message = "people log in at a host, and this request comes from none";
+            return Err(Error::new(ErrorKind::Denied, message).into());
+        }
+    };
     let device = DeviceId(random()?);
     let subject = Subject::Device { user: request.user.clone(), device };
     let issued = issue(&state, &subject, &request.request)?;
-    let mut transaction = state.database.begin().await?;
     let sql = "delete from devices where user_name = $1 and id not in \
         (select id from devices where user_name = $1 order by created desc limit $2)";
     transaction.run(sql, &[text(&request.user), Value::from(DEVICES_MAX - 1)]).await?;
     let sql = "insert into devices (id, user_name, host, created) values ($1, $2, $3, $4)";
-    let now = Value::from(state.now().0);
-    transaction.run(sql, &[text(&device), text(&request.user), text(&host.id), now]).await?;
+    let values = [text(&device), text(&request.user), text(&host), Value::from(now.0)];
+    transaction.run(sql, &values).await?;
     let rows =
         transaction.run("select keybag from users where name = $1", &[text(&request.user)]).await?;
     let keybag: Keybag = rows.first().ok_or_else(wrong_password)?.json(0)?;
-    let who = format!("{} at {}", request.user, host.name);
+    let who = format!("{} at {host_name}", request.user);
     state.audit(&mut transaction, &who, "logged in".to_owned()).await?;
     transaction.commit().await?;
     let user = user(&state, &request.user).await?;
-    Ok(Json(LoginReply { device, issued, keybag, user }))
+    Ok(Json(LoginReply { device, issued, keybag, user, host: guest }))
+}
+
+/// Makes a host of a computer without a token, because a person logs in at it.
+async fn introduce(
+    state: &State,
+    transaction: &mut Transaction,
+    guest: &GuestHost,
+) -> Result<JoinReply> {
+    let host = HostId(random()?);
+    let issued = issue(state, &Subject::Host(host), &guest.request)?;
+    insert_host(transaction, host, &guest.name, false, state.now()).await?;
+    Ok(JoinReply { host, issued })
+}
+
+async fn insert_host(
+    transaction: &mut Transaction,
+    id: HostId,
+    name: &HostName,
+    member: bool,
+    now: Timestamp,
+) -> Result<()> {
+    let sql = "insert into hosts (id, name, member, joined) values ($1, $2, $3, $4)";
+    let values = [text(&id), text(name), Value::from(i64::from(member)), Value::from(now.0)];
+    transaction.run(sql, &values).await.map(drop)
 }
 
 pub async fn logout(Shared(state): Shared<Arc<State>>, caller: Caller) -> Answer<()> {

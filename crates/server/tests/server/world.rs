@@ -153,7 +153,8 @@ impl World {
         let parameters = computer.client.login_parameters(&user).await?;
         let keys = PasswordKeys::derive(password, &parameters)?;
         let key = DeviceKey::generate()?;
-        let request = LoginRequest { user, proof: keys.proof.clone(), request: key.request()? };
+        let request =
+            LoginRequest { user, proof: keys.proof.clone(), request: key.request()?, guest: None };
         let reply = computer.client.login(&request).await?;
         let secret = reply.keybag.open(&keys)?;
         let identity = Identity { certificate: reply.issued.certificate, key };
