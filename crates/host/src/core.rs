@@ -18,6 +18,8 @@ use collective_repository::{Descriptor, Kind, Repository, Trust};
 use collective_vm::accelerator::{self, Probed};
 use collective_vm::qemu::Qemu;
 use tokio::sync::{OnceCell, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::HostOptions;
 use crate::instance::Instances;
@@ -31,6 +33,10 @@ use crate::settings::SettingsStore;
 
 /// How long a list waits for the server before the copy here is shown.
 const PROFILE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a daemon on its way out may keep the cache, and how often it is tried.
+const CACHE_LIMIT: Duration = Duration::from_secs(5);
+const CACHE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Versions that are listed, newest first; each costs a small read.
 const VERSIONS_LISTED: usize = 100;
@@ -49,18 +55,20 @@ pub(crate) struct Core {
     /// MiB for guests; whoever waits is served in the order of coming.
     pub(crate) memory: Arc<Semaphore>,
     pub(crate) memory_mib: u64,
+    /// Ends streams of events when the daemon goes down.
+    pub(crate) stop: CancellationToken,
     qemu: OnceCell<Qemu>,
     probed: OnceCell<Probed>,
 }
 
 impl Core {
     /// Opens the host's directory.
-    pub(crate) fn open(options: HostOptions) -> Result<Arc<Self>> {
+    pub(crate) async fn open(options: HostOptions) -> Result<Arc<Self>> {
         let paths = Paths { dir: options.dir.clone(), runtime: options.runtime_dir.clone() };
         paths.check()?;
         let settings = SettingsStore::open(&paths)?;
         let cache_options = CacheOptions { capacity_bytes: options.cache_bytes };
-        let cache = Cache::open(&paths.cache(), cache_options)?;
+        let cache = open_cache(&paths, cache_options).await?;
         let memory_mib = options.memory_mib.min(u64::from(u32::MAX));
         let permits = usize::try_from(memory_mib).unwrap_or(Semaphore::MAX_PERMITS);
         Ok(Arc::new(Self {
@@ -74,6 +82,7 @@ impl Core {
             sessions: Sessions::new(),
             operations: Operations::new(),
             instances: Instances::new(),
+            stop: CancellationToken::new(),
             qemu: OnceCell::new(),
             probed: OnceCell::new(),
         }))
@@ -253,6 +262,19 @@ impl Core {
     ) -> Result<Replica> {
         let real = session.remote.backend(descriptor.id, epoch)?;
         Replica::new(real, &self.paths.replica(descriptor.id))
+    }
+}
+
+/// Opens the cache. The directory is ours already, so whoever still has the cache is a daemon on its way out.
+async fn open_cache(paths: &Paths, options: CacheOptions) -> Result<Cache> {
+    let until = Instant::now() + CACHE_LIMIT;
+    loop {
+        match Cache::open(&paths.cache(), options) {
+            Err(error) if error.kind() == ErrorKind::Conflict && Instant::now() < until => {
+                tokio::time::sleep(CACHE_PAUSE).await;
+            }
+            opened => return opened,
+        }
     }
 }
 

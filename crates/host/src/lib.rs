@@ -23,19 +23,21 @@ mod subscription;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use collective_api::keybag::UserSecret;
 use collective_model::{Error, ErrorKind, IoResultExt, Result, ResultExt, Timestamp, UserName};
 use rustix::fs::FlockOperation;
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
 use crate::instance::Command;
 use crate::remote::Remote;
 use crate::session::Session;
+
+/// How long requests under way may take when the daemon goes down; whoever waits longer is cut off.
+const ANSWERS_LIMIT: Duration = Duration::from_secs(3);
 
 /// How a host is run.
 #[derive(Clone, Debug)]
@@ -71,7 +73,6 @@ impl HostOptions {
 #[derive(Debug)]
 pub struct Host {
     core: Arc<Core>,
-    stop: CancellationToken,
     serving: JoinHandle<std::io::Result<()>>,
     _lock: File,
 }
@@ -85,22 +86,17 @@ impl Host {
         record::make_directory(&options.dir)?;
         record::make_directory(&options.runtime_dir)?;
         let lock = lock(&options.dir)?;
-        let core = Core::open(options)?;
+        let core = Core::open(options).await?;
         record::make_directory(&core.paths.sessions())?;
         session::resume(&core);
         core.instances.recover(&core)?;
         let listener = listen(&core.paths.socket())?;
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
+        let stopped = core.stop.clone().cancelled_owned();
         let router = http::router(Arc::clone(&core));
         let serving = tokio::spawn(async move {
-            // Watchers of events would hold a graceful end up for ever.
-            tokio::select! {
-                served = async { axum::serve(listener, router).await } => served,
-                () = stopped.cancelled() => Ok(()),
-            }
+            axum::serve(listener, router).with_graceful_shutdown(stopped).await
         });
-        Ok(Self { core, stop, serving, _lock: lock })
+        Ok(Self { core, serving, _lock: lock })
     }
 
     /// Returns where it listens.
@@ -120,7 +116,7 @@ impl Host {
     /// # Errors
     /// `Internal` if the socket was not served any more.
     pub async fn shutdown(self) -> Result<()> {
-        self.stop.cancel();
+        self.core.stop.cancel();
         for instance in self.core.instances.all() {
             let (left, leaving) = tokio::sync::oneshot::channel();
             if instance.send(Command::Leave(left)).await.is_ok() {
@@ -128,10 +124,14 @@ impl Host {
                 let _ = leaving.await;
             }
         }
-        let served =
-            self.serving.await.or_error(ErrorKind::Internal, || "the daemon failed".into());
-        let _ = std::fs::remove_file(self.core.paths.socket());
-        served?.or_io(|| "cannot serve the host's socket".to_owned())
+        let socket = self.core.paths.socket();
+        let served = tokio::time::timeout(ANSWERS_LIMIT, self.serving).await;
+        // It may be gone with its directory.
+        let _ = std::fs::remove_file(socket);
+        let Ok(served) = served else { return Ok(()) };
+        served
+            .or_error(ErrorKind::Internal, || "the daemon failed".to_owned())?
+            .or_io(|| "cannot serve the host's socket".to_owned())
     }
 }
 

@@ -32,7 +32,8 @@ pub(super) async fn operation(
         futures::stream::iter([Some(operation)].into_iter().chain(over.then_some(None)))
     });
     let whole = ended.take_while(|it| std::future::ready(it.is_some()));
-    Ok(stream(whole.filter_map(std::future::ready)))
+    let stop = core.stop.clone().cancelled_owned();
+    Ok(stream(whole.filter_map(std::future::ready).take_until(stop)))
 }
 
 pub(super) async fn all(
@@ -40,7 +41,8 @@ pub(super) async fn all(
 ) -> Sse<impl Stream<Item = Result<Sent, Infallible>>> {
     // A watcher that fell behind misses events, and goes on with the next.
     let events = BroadcastStream::new(core.operations.events());
-    stream(events.filter_map(|event| std::future::ready(event.ok())))
+    let stop = core.stop.clone().cancelled_owned();
+    stream(events.filter_map(|event| std::future::ready(event.ok())).take_until(stop))
 }
 
 fn stream<T: Serialize + 'static>(

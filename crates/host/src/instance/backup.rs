@@ -196,6 +196,7 @@ impl Owner {
     async fn came_to_rest(&mut self, want: Want) {
         self.backup.succeeded();
         self.measure_backlog().await;
+        self.show();
         match want {
             Want::Open => return Box::pin(self.disk_opened()).await,
             Want::Backup => {
@@ -332,6 +333,7 @@ impl Owner {
     /// An old version is back: whoever wished for it has it, and it must not be wished again.
     fn undone(&mut self, undone: Option<Version>, version: Version) {
         let Some(undone) = undone else { return };
+        self.show();
         self.backup.waiting.retain(|(want, handle, _)| {
             let is = *want == Want::Undo(undone);
             if is {
@@ -356,6 +358,7 @@ impl Owner {
         tracing::warn!("{}: {why}", self.what());
         self.change_disk(|disk| disk.lose(why.to_owned()))?;
         self.reason = Some(why.to_owned());
+        self.show();
         for (_, handle, _) in self.backup.waiting.drain(..) {
             handle.end(Err::<(), _>(
                 Error::new(ErrorKind::Conflict, why)

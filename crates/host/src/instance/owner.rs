@@ -250,7 +250,8 @@ impl Owner {
         })
     }
 
-    fn show(&self) {
+    /// Shows the state as it is; also done before an operation ends, so that who waited for it sees no older one.
+    pub(super) fn show(&self) {
         let status = self.status();
         let changed = self.shown.send_if_modified(|shown| {
             let changed = *shown != status;

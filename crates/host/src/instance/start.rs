@@ -259,6 +259,7 @@ impl Owner {
         self.starting = None;
         self.state = InstanceState::Stopped;
         self.reason = Some(error.chain());
+        self.show();
         if let Some(handle) = handle {
             handle.end(Err::<(), _>(error));
         }
@@ -277,6 +278,7 @@ impl Owner {
         if let Err(error) = self.store_record() {
             tracing::warn!("{}: {}", self.what(), error.chain());
         }
+        self.show();
         let before = starting.fetched_before;
         let fetched = self.core.fetcher.stats().fetched_bytes - before;
         starting.handle.end(Ok(self

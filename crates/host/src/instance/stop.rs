@@ -111,6 +111,7 @@ impl Owner {
             self.reason =
                 self.starting.is_some().then(|| "the machine ended while it started".to_owned());
         }
+        self.show();
         if let Some(starting) = self.starting.take() {
             let message = format!("`{}` ended before its guest was up", self.appliance);
             let hint = format!("the guest's serial log is {}", self.paths.serial_log().display());
@@ -118,10 +119,11 @@ impl Owner {
                 .handle
                 .end(Err::<(), _>(Error::new(ErrorKind::Internal, message).with_hint(hint)));
         }
+        self.measure_backlog().await;
+        self.show();
         for handle in self.stopping.drain(..) {
             handle.end(Ok(()));
         }
-        self.measure_backlog().await;
         self.backup.retry_now();
         self.pursue().await;
     }

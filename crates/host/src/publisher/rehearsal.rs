@@ -53,6 +53,7 @@ pub(super) async fn rehearse(images: &Images, options: &PublishOptions) -> Resul
     // Sockets need short paths, layers need room: two directories.
     let sockets = tempfile::Builder::new()
         .prefix("collective-")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
         .tempdir()
         .or_io(|| "cannot make a directory for the recorded start".to_owned())?;
     let work = tempfile::Builder::new()

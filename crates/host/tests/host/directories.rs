@@ -1,0 +1,123 @@
+//! A server made of directories: one user, their profile in memory, locks with epochs, repositories on disk.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use collective_host::remote::{Entitled, Profile, Remote, Subscribed};
+use collective_model::{
+    ApplianceName, Epoch, Error, ErrorKind, RepositoryId, Result, SubscriptionId,
+};
+use collective_repository::Descriptor;
+use collective_repository::backend::{Backend, Directory};
+
+/// The server; hosts each have a [`Seat`] at it.
+#[derive(Debug)]
+pub struct Directories {
+    path: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    profile: Profile,
+    /// Who holds the only lock, and the epoch it got.
+    lock: Option<(String, Epoch)>,
+    epochs: u64,
+}
+
+impl Directories {
+    pub fn new(path: &Path) -> Arc<Self> {
+        let state = Mutex::new(State::default());
+        Arc::new(Self { path: path.to_owned(), state })
+    }
+
+    pub fn entitle(&self, name: &ApplianceName, descriptor: Descriptor) {
+        let entry = Entitled { name: name.clone(), descriptor, latest: None };
+        self.state.lock().unwrap().profile.appliances.push(entry);
+    }
+
+    pub fn lock_holder(&self) -> Option<String> {
+        self.state.lock().unwrap().lock.as_ref().map(|lock| lock.0.clone())
+    }
+
+    pub fn repository(&self, id: RepositoryId) -> PathBuf {
+        self.path.join(id.to_string())
+    }
+}
+
+/// The server as one host sees it.
+#[derive(Debug)]
+pub struct Seat {
+    pub host: String,
+    pub server: Arc<Directories>,
+}
+
+impl Seat {
+    fn stale(&self, epoch: Epoch) -> Result<()> {
+        let lock = self.server.state.lock().unwrap().lock.clone();
+        if lock == Some((self.host.clone(), epoch)) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Conflict, "the lock is another's"))
+    }
+}
+
+#[async_trait]
+impl Remote for Seat {
+    async fn profile(&self) -> Result<Profile> {
+        Ok(self.server.state.lock().unwrap().profile.clone())
+    }
+
+    async fn subscribe(&self, name: &ApplianceName, descriptor: &Descriptor) -> Result<Subscribed> {
+        Directory::create(self.server.repository(descriptor.id))?;
+        let entry = Subscribed {
+            id: SubscriptionId([5; 16]),
+            appliance: name.clone(),
+            descriptor: descriptor.clone(),
+            latest: None,
+            lock: None,
+        };
+        self.server.state.lock().unwrap().profile.subscriptions.push(entry.clone());
+        Ok(entry)
+    }
+
+    async fn unsubscribe(&self, id: SubscriptionId) -> Result<()> {
+        self.server.state.lock().unwrap().profile.subscriptions.retain(|entry| entry.id != id);
+        Ok(())
+    }
+
+    async fn lock(&self, _: SubscriptionId, take: bool) -> Result<Epoch> {
+        let mut state = self.server.state.lock().unwrap();
+        if let Some((host, epoch)) = &state.lock {
+            if *host == self.host {
+                return Ok(*epoch);
+            }
+            if !take {
+                let message = format!("the user disk is locked by `{host}`");
+                return Err(Error::new(ErrorKind::Conflict, message).with_hint("--break-lock"));
+            }
+        }
+        state.epochs += 1;
+        let epoch = Epoch(state.epochs);
+        state.lock = Some((self.host.clone(), epoch));
+        Ok(epoch)
+    }
+
+    async fn renew(&self, _: SubscriptionId, epoch: Epoch, _: u64) -> Result<()> {
+        self.stale(epoch)
+    }
+
+    async fn release(&self, _: SubscriptionId, epoch: Epoch) -> Result<()> {
+        self.stale(epoch)?;
+        self.server.state.lock().unwrap().lock = None;
+        Ok(())
+    }
+
+    fn backend(&self, id: RepositoryId, epoch: Epoch) -> Result<Arc<dyn Backend>> {
+        if epoch != Epoch(0) {
+            self.stale(epoch)?;
+        }
+        Ok(Arc::new(Directory::open(self.server.repository(id))?))
+    }
+}
