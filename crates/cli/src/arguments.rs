@@ -70,7 +70,7 @@ const CHAPTERS: [(&str, &[&str]); 4] = [
     ),
     ("This computer", &["login", "logout", "join", "doctor"]),
     ("Administration", &["appliance", "user", "group", "grant", "token"]),
-    ("Daemons and the rest", &["host", "completion", "exit-codes", "help"]),
+    ("Daemons and the rest", &["host", "serve", "completion", "exit-codes", "help"]),
 ];
 
 /// What came of reading the arguments.

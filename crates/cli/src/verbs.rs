@@ -19,6 +19,7 @@ mod logout;
 mod publish;
 mod reset;
 mod restart;
+mod serve;
 mod start;
 mod status;
 mod stop;
@@ -56,6 +57,7 @@ pub enum Verb {
     Grant(grant::Arguments),
     Token(token::Arguments),
     Host(host::Arguments),
+    Serve(serve::Arguments),
     Completion(completion::Arguments),
     ExitCodes(exit_codes::Arguments),
 }
@@ -89,6 +91,7 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8> {
         Verb::Group(arguments) => group::run(arguments, context).await.map(done),
         Verb::Grant(arguments) => grant::run(arguments, context).await.map(done),
         Verb::Token(arguments) => token::run(arguments, context).await.map(done),
+        Verb::Serve(arguments) => serve::run(arguments, context).await.map(done),
         Verb::Host(arguments) => host::run(arguments, context).await.map(done),
         Verb::Completion(arguments) => completion::run(&arguments, context).map(done),
         Verb::ExitCodes(arguments) => exit_codes::run(&arguments, context).map(done),

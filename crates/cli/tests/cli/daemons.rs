@@ -101,3 +101,45 @@ fn a_daemon_that_cannot_start_says_why() {
     let ended = home.run(&["host", "--dir", "h", "--runtime-dir", "r", "--log", "no=such=filter"]);
     assert_eq!(ended.code, 2, "{}", ended.stderr);
 }
+
+#[test]
+fn a_server_is_administrated_on_its_own_socket() {
+    let home = Home::new();
+    std::fs::write(home.path().join("password"), "correct horse\n").unwrap();
+    let server = Daemon::start(&home, &["serve", "--dir", "s", "--listen", "127.0.0.1:0"]);
+    assert!(server.facts["url"].as_str().unwrap().starts_with("https://127.0.0.1:"));
+    let on = |line: &str| {
+        let words: Vec<&str> = ["--server", "unix:s/admin.sock", "--json"]
+            .into_iter()
+            .chain(line.split(' '))
+            .collect();
+        // `--server` belongs to the groups: it goes behind the verb's name.
+        home.run(&[&words[3..], &words[..3]].concat())
+    };
+    assert_eq!(on("group add staff").code, 0);
+    let added = on("user add ann --group staff --password-file password");
+    let user = added.objects().pop().unwrap();
+    assert_eq!((added.code, &user["name"]), (0, &"ann".into()), "{}", added.stderr);
+    assert!(user["recovery_key"].is_string(), "{user}");
+    assert_eq!(on("user add ann --password-file password").code, 5);
+    assert_eq!(on("user add bob --group nonesuch --password-file password").code, 4);
+    assert_eq!(on("token create").objects().pop().unwrap()["type"], "token_created");
+    assert_eq!(on("user remove ann").code, 2, "removed without being asked");
+    assert_eq!(on("user list").objects().len(), 1);
+    let host = host(&home);
+    let fingerprint = server.facts["fingerprint"].as_str().unwrap();
+    let url = server.facts["url"].as_str().unwrap();
+    let join = ["--host", "r/host.sock", "join", url, "--name", "attic", "--fingerprint"];
+    let refused = home.run(&join[..6]);
+    assert_eq!(refused.code, 2, "trusted without being asked: {}", refused.stderr);
+    assert!(refused.stderr.contains(fingerprint), "{}", refused.stderr);
+    let joined = home.run(&[&join[..], &[fingerprint]].concat());
+    assert_eq!(joined.code, 0, "{}", joined.stderr);
+    let login = ["--host", "r/host.sock", "login", "ann", "--password-file"];
+    std::fs::write(home.path().join("wrong"), "incorrect horse\n").unwrap();
+    assert_eq!(home.run(&[&login[..], &["wrong"]].concat()).code, 3);
+    let session = home.run(&[&login[..], &["password"]].concat());
+    assert_eq!(session.code, 0, "{}", session.stderr);
+    assert_eq!(home.run(&["--host", "r/host.sock", "list"]).code, 0);
+    assert_eq!((host.stop(), server.stop()), (0, 0));
+}

@@ -1,0 +1,67 @@
+//! `collective serve`: the provider's side, in the foreground.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use collective_model::Result;
+use collective_server::{Server, ServerOptions};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::daemon::{self, DaemonArguments};
+
+/// Run a server: accounts, rights, locks, and repositories
+///
+/// It runs in the foreground, logs to stderr, and prints one line with its address and fingerprint when it is ready. The first
+/// start makes its certificate authority. SIGTERM or Ctrl-C stops it cleanly. Whoever can open DIR/admin.sock is an
+/// administrator: that is how the first account is made.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  collective serve\n  \
+    collective user add ann --administrator --server unix:/var/lib/collective-server/admin.sock")]
+pub struct Arguments {
+    /// Directory for everything that the server keeps
+    #[arg(long, value_name = "DIR", env = "COLLECTIVE_SERVER_DIR", hide_env_values = true)]
+    dir: Option<PathBuf>,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:7443")]
+    listen: SocketAddr,
+    /// A PostgreSQL database instead of the built-in SQLite, as postgres://…; one with a password belongs into the
+    /// environment, not here
+    #[arg(long, value_name = "URL", env = "COLLECTIVE_DATABASE", hide_env_values = true)]
+    database: Option<String>,
+    #[command(flatten)]
+    daemon: DaemonArguments,
+}
+
+/// What a program reads when the server is ready.
+#[derive(Serialize)]
+struct Facts {
+    url: String,
+    fingerprint: String,
+    admin_socket: PathBuf,
+    dir: PathBuf,
+    pid: u32,
+}
+
+pub async fn run(arguments: Arguments, context: &Context) -> Result<()> {
+    arguments.daemon.start_log()?;
+    let dir = arguments.dir.unwrap_or_else(|| context.directories.server.clone());
+    let (listen, database) = (arguments.listen, arguments.database);
+    let server = Server::start(ServerOptions { dir: dir.clone(), listen, database }).await?;
+    let facts = Facts {
+        url: format!("https://{}", server.address),
+        fingerprint: server.fingerprint.to_string(),
+        admin_socket: server.socket.clone(),
+        dir,
+        pid: std::process::id(),
+    };
+    let line =
+        format!("collective server is ready at {}, fingerprint {}", facts.url, facts.fingerprint);
+    let waited = match arguments.daemon.ready(&context.output, &facts, line) {
+        Ok(_ready) => daemon::told_to_stop().await,
+        Err(error) => Err(error),
+    };
+    server.shutdown().await;
+    waited
+}
