@@ -121,6 +121,7 @@ async fn a_user_disk_survives_daemons_and_moves_between_hosts() {
     let operation = client.start(&name("tiny"), &request).await.unwrap();
     client.finish(operation, |_| ()).await.unwrap();
     stop(&client, true).await;
+    backed_up(&client).await;
     stop(&other, false).await;
     let operation = other.publish(&name("tiny")).await.unwrap();
     let _ = other.finish(operation, |_| ()).await;
