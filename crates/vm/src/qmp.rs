@@ -34,7 +34,8 @@ const EVENTS: usize = 256;
 #[derive(Clone, Debug)]
 pub struct Qmp {
     requests: mpsc::Sender<Request>,
-    events: broadcast::Sender<QmpEvent>,
+    /// Weak, so that the owner's end is the events' end.
+    events: broadcast::WeakSender<QmpEvent>,
 }
 
 /// Something that QEMU did or noticed on its own.
@@ -103,10 +104,9 @@ impl Qmp {
         let events = broadcast::Sender::new(EVENTS);
         let (lines_in, lines) = mpsc::channel(COMMANDS);
         tokio::spawn(read_lines(reader, lines_in));
-        let listeners = events.downgrade();
-        let owner = Owner { write, pending: HashMap::new(), next_id: 0, listeners };
+        let qmp = Self { requests, events: events.downgrade() };
+        let owner = Owner { write, pending: HashMap::new(), next_id: 0, listeners: events };
         tokio::spawn(owner.run(incoming, lines));
-        let qmp = Self { requests, events };
         qmp.execute("qmp_capabilities", json!({})).await?;
         Ok(qmp)
     }
@@ -144,7 +144,8 @@ impl Qmp {
     /// Returns the events from now on.
     #[must_use]
     pub fn events(&self) -> Events {
-        Events(self.events.subscribe())
+        let ended = || broadcast::channel(1).1;
+        Events(self.events.upgrade().map_or_else(ended, |events| events.subscribe()))
     }
 
     /// Waits until the connection has ended.
@@ -294,7 +295,7 @@ struct Owner {
     write: OwnedWriteHalf,
     pending: HashMap<u64, oneshot::Sender<Result<Value>>>,
     next_id: u64,
-    listeners: broadcast::WeakSender<QmpEvent>,
+    listeners: broadcast::Sender<QmpEvent>,
 }
 
 impl Owner {
@@ -338,10 +339,8 @@ impl Owner {
                     time.seconds.saturating_mul(1000).saturating_add(time.microseconds / 1000),
                 )
             });
-            if let Some(listeners) = self.listeners.upgrade() {
-                // Nobody has to listen.
-                let _ = listeners.send(QmpEvent { name, data: line.data, time });
-            }
+            // Nobody has to listen.
+            let _ = self.listeners.send(QmpEvent { name, data: line.data, time });
             return;
         }
         let Some(reply) = line.id.and_then(|id| self.pending.remove(&id)) else {
@@ -356,3 +355,6 @@ impl Owner {
         let _ = reply.send(answer);
     }
 }
+
+#[cfg(test)]
+mod tests;
