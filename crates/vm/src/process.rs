@@ -6,7 +6,7 @@
 //! the file finds the process by its arguments, which hold the path of its monitor's socket.
 
 use std::fs;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -63,7 +63,7 @@ pub struct Identity {
 }
 
 /// Starts a machine, detached from us, and connects to its monitor. Its pid file is written before this waits for anything; one that
-/// does not come up is killed.
+/// does not come up is killed, also when whoever launches it stops waiting.
 ///
 /// # Errors
 /// `Invalid` for a machine that cannot be; `Denied` when others may enter the sockets' directory; `Unavailable` with QEMU's own words
@@ -71,17 +71,34 @@ pub struct Identity {
 pub async fn launch(qemu: &Qemu, spec: &MachineSpec) -> Result<Machine> {
     spec.check()?;
     prepare_sockets(spec)?;
-    let process = spawn(qemu, spec).await?;
-    match timeout(LAUNCH_LIMIT, first_answer(&process, spec)).await {
-        Ok(Ok(qmp)) => Ok(Machine { process, qmp }),
-        Ok(Err(error)) => {
-            process.kill().await?;
-            Err(error)
-        }
-        Err(_) => {
-            process.kill().await?;
-            let limit = LAUNCH_LIMIT.as_secs();
-            Err(failed(spec, &format!("did not come up within {limit} s")))
+    let unfinished = Unfinished(Some(spawn(qemu, spec).await?));
+    let answered = timeout(LAUNCH_LIMIT, first_answer(unfinished.process(), spec)).await;
+    let error = match answered {
+        Ok(Ok(qmp)) => return Ok(Machine { process: unfinished.finish(), qmp }),
+        Ok(Err(error)) => error,
+        Err(_) => failed(spec, &format!("did not come up within {} s", LAUNCH_LIMIT.as_secs())),
+    };
+    unfinished.process().kill().await?;
+    Err(error)
+}
+
+/// A launch under way: dropped half-way, it leaves no process that nobody knows of.
+struct Unfinished(Option<Process>);
+
+impl Unfinished {
+    fn process(&self) -> &Process {
+        self.0.as_ref().expect("only `finish` takes it, and takes this with it")
+    }
+
+    fn finish(mut self) -> Process {
+        self.0.take().expect("only this takes it, once")
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.as_ref().map(Process::start_kill) {
+            tracing::warn!(%error, "a machine whose launch was given up runs on");
         }
     }
 }
@@ -143,16 +160,24 @@ impl Process {
     /// `Unavailable` when it does not end; `Denied` when it is not ours to kill.
     pub async fn kill(&self) -> Result<()> {
         let pid = self.identity.pid;
-        match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => {
-                return Err(std::io::Error::from(error))
-                    .or_io(|| format!("cannot kill process {pid}"));
-            }
-        }
+        self.start_kill()?;
         timeout(KILL_LIMIT, self.exited()).await.or_error(ErrorKind::Unavailable, || {
             format!("process {pid} was killed and does not end")
         })
+    }
+
+    /// Kills it without waiting for its end; fine if it had ended.
+    ///
+    /// # Errors
+    /// `Denied` when it is not ours to kill.
+    pub fn start_kill(&self) -> Result<()> {
+        match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => {
+                let pid = self.identity.pid;
+                Err(std::io::Error::from(error)).or_io(|| format!("cannot kill process {pid}"))
+            }
+        }
     }
 }
 
@@ -164,23 +189,35 @@ fn watched(pidfd: OwnedFd) -> Option<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(pidfd, Interest::READABLE).ok()
 }
 
-/// Cuts a log that has grown beyond `limit_bytes` to nothing: a guest may write to its serial port for ever. Returns whether it did.
+/// Cuts a log that has grown beyond `limit_bytes` to its last half of that: a guest may write to its serial port for ever. Returns
+/// whether it did. What is written just then may be lost.
 ///
 /// # Errors
 /// As the file system says.
 pub fn bound_log(path: &Path, limit_bytes: u64) -> Result<bool> {
-    let size = match fs::metadata(path) {
-        Ok(data) => data.len(),
+    let message = || format!("cannot cut {}", path.display());
+    let mut log = match fs::File::options().read(true).append(true).open(path) {
+        Ok(log) => log,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error).or_io(|| format!("cannot look at {}", path.display())),
+        Err(error) => return Err(error).or_io(message),
     };
-    if size <= limit_bytes {
+    let size_bytes = log.metadata().or_io(message)?.len();
+    if size_bytes <= limit_bytes {
         return Ok(false);
     }
-    // QEMU appends, so it goes on at the new end.
-    let log = fs::File::options().write(true).open(path);
-    log.and_then(|log| log.set_len(0)).or_io(|| format!("cannot cut {}", path.display()))?;
+    let kept = last_bytes(&mut log, limit_bytes / 2).or_io(message)?;
+    // Whoever has it open appends, so both go on at the new end and neither leaves a hole.
+    log.set_len(0).and_then(|()| log.write_all(&kept)).or_io(message)?;
     Ok(true)
+}
+
+/// Reads the end of a file.
+fn last_bytes(file: &mut fs::File, count_bytes: u64) -> std::io::Result<Vec<u8>> {
+    let size_bytes = file.metadata()?.len();
+    file.seek(SeekFrom::Start(size_bytes.saturating_sub(count_bytes)))?;
+    let mut bytes = Vec::new();
+    file.take(count_bytes).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Makes sure that nobody else can enter the directory of the sockets, and that no stale socket is there.
@@ -227,6 +264,8 @@ async fn spawn(qemu: &Qemu, spec: &MachineSpec) -> Result<Process> {
         .or_io(|| format!("cannot run {}", qemu.program.display()))?;
     let identity = child.id().and_then(|pid| identity_of(i32::try_from(pid).ok()?));
     let Some(process) = identity.and_then(Process::open) else {
+        // It may live: a lack of file handles also ends here. Killing what has ended does nothing.
+        let _ = child.start_kill();
         let _ = child.wait().await;
         return Err(failed(spec, "ended at once"));
     };
@@ -239,14 +278,10 @@ async fn spawn(qemu: &Qemu, spec: &MachineSpec) -> Result<Process> {
     Ok(process)
 }
 
-/// Opens a log anew, for its owner only.
+/// Opens a log anew, for its owner only. Who writes appends, so that it can be cut (see [`bound_log`]).
 fn private_file(path: &Path) -> Result<fs::File> {
-    fs::File::options()
-        .create(true)
-        .write(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
+    let log = fs::File::options().create(true).append(true).mode(0o600).open(path);
+    log.and_then(|log| log.set_len(0).map(|()| log))
         .or_io(|| format!("cannot open {}", path.display()))
 }
 
@@ -273,15 +308,8 @@ fn failed(spec: &MachineSpec, how: &str) -> Error {
 
 /// Returns the last words of a log.
 fn complaint(path: &Path) -> String {
-    let read = || -> std::io::Result<Vec<u8>> {
-        let mut log = fs::File::open(path)?;
-        let size = log.metadata()?.len();
-        log.seek(SeekFrom::Start(size.saturating_sub(COMPLAINT_BYTES)))?;
-        let mut text = Vec::new();
-        log.take(COMPLAINT_BYTES).read_to_end(&mut text)?;
-        Ok(text)
-    };
-    let text = read().unwrap_or_default();
+    let text = fs::File::open(path).and_then(|mut log| last_bytes(&mut log, COMPLAINT_BYTES));
+    let text = text.unwrap_or_default();
     let text = String::from_utf8_lossy(&text).trim().replace('\n', "; ");
     if text.is_empty() { format!("it left no word in {}", path.display()) } else { text }
 }
@@ -293,7 +321,7 @@ fn write_pid_file(path: &Path, identity: &Identity) -> Result<()> {
         .or_error(ErrorKind::Internal, || "cannot write an identity as JSON".to_owned())?;
     let directory = path.parent().unwrap_or(Path::new("/"));
     let mut file = tempfile::NamedTempFile::new_in(directory).or_io(message)?;
-    std::io::Write::write_all(&mut file, &text).or_io(message)?;
+    file.write_all(&text).or_io(message)?;
     file.persist(path).map_err(|error| error.error).or_io(message)?;
     Ok(())
 }
@@ -342,7 +370,10 @@ fn find(qmp_socket: &Path) -> Result<Option<Identity>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Identity, Process, identity_of, start_of_living};
+    use std::fs;
+    use std::io::Write;
+
+    use super::{Identity, Process, bound_log, identity_of, private_file, start_of_living};
 
     #[test]
     fn a_name_with_brackets_does_not_shift_the_start_time() {
@@ -362,5 +393,21 @@ mod tests {
         ] {
             assert!(Process::open(other).is_none());
         }
+    }
+
+    #[test]
+    fn a_log_keeps_its_last_words_and_grows_on_without_a_hole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        assert!(!bound_log(&path, 8).unwrap());
+        let mut writer = private_file(&path).unwrap();
+        writer.write_all(b"12345678").unwrap();
+        assert!(!bound_log(&path, 8).unwrap());
+        writer.write_all(b"9").unwrap();
+        assert!(bound_log(&path, 8).unwrap());
+        writer.write_all(b"abc").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"6789abc");
+        drop(private_file(&path).unwrap());
+        assert_eq!(fs::read(&path).unwrap(), b"");
     }
 }

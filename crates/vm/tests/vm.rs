@@ -6,5 +6,9 @@
 mod graph;
 #[path = "vm/image.rs"]
 mod image;
+#[path = "vm/launch.rs"]
+mod launch;
 #[path = "vm/qemu.rs"]
 mod qemu;
+#[path = "vm/scene.rs"]
+mod scene;
