@@ -1,12 +1,15 @@
 //! Freezing and rebasing on a real storage daemon, while a client keeps writing, and after cuts between the steps.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use collective_model::DiskRole;
+use collective_model::{DiskRole, Result};
 use collective_vm::graph;
 use collective_vm::layer::{self, LayerData};
 use collective_vm::qmp::Qmp;
@@ -14,18 +17,10 @@ use collective_vm::spec::NbdExport;
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::scene::Daemon;
+
 const DISK_BYTES: u64 = 8 << 20;
 const ROLE: DiskRole = DiskRole::User;
-
-/// A process that ends with the test.
-struct Daemon(Child);
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// A disk as the guest of a storage daemon: an NBD base, one layer, and an export in the machine's place.
 struct Disk {
@@ -58,6 +53,9 @@ impl Disk {
             .arg("--chardev")
             .arg(format!("socket,id=qmp,path={},server=on,wait=off", qmp_socket.display()))
             .args(["--monitor", "chardev=qmp"])
+            .arg("--chardev")
+            .arg(format!("socket,id=cut,path={},server=on,wait=off", path("qmp-cut").display()))
+            .args(["--monitor", "chardev=cut"])
             .arg("--nbd-server")
             .arg(format!("addr.type=unix,addr.path={}", path("guest").display()))
             .args(["--export", "nbd,id=guest,node-name=user-layer-0,name=guest,writable=on"]);
@@ -71,6 +69,29 @@ impl Disk {
         self.directory.path().join(name)
     }
 
+    /// Connects a client that is killed when its first `commands` commands have been carried out, before it hears of the last.
+    async fn killed_after(&self, commands: usize) -> (Result<Qmp>, JoinHandle<Cut>) {
+        let socket = self.path("killed");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let monitor = self.path("qmp-cut");
+        let cut = std::thread::spawn(move || {
+            let client = listener.accept().unwrap().0;
+            pass_on(&client, &UnixStream::connect(monitor).unwrap(), commands)
+        });
+        let qmp = Qmp::connect(&socket).await;
+        fs::remove_file(socket).unwrap();
+        (qmp, cut)
+    }
+
+    /// Lists the nodes of the disk that the daemon has open.
+    async fn node_names(&self) -> Vec<String> {
+        let nodes = self.qmp.execute("query-named-block-nodes", json!({"flat": true})).await;
+        let nodes = nodes.unwrap();
+        let names = nodes.as_array().unwrap().iter();
+        let names = names.map(|node| node["node-name"].as_str().unwrap().to_owned());
+        names.filter(|name| name.starts_with("user-")).collect()
+    }
+
     fn guest(&self) -> String {
         format!("nbd+unix:///guest?socket={}", self.path("guest").display())
     }
@@ -81,6 +102,35 @@ impl Disk {
         self.bases.push(serve(self.directory.path(), version));
         NbdExport { socket: self.path(&format!("nbd-{version}")), export: format!("v{version}") }
     }
+}
+
+/// How a client that [`pass_on`] served came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    /// It was killed.
+    Killed,
+    /// It had nothing more to say.
+    Finished,
+}
+
+/// Stands between a client and a monitor for so many commands, and keeps the last answer.
+fn pass_on(client: &UnixStream, monitor: &UnixStream, commands: usize) -> Cut {
+    let mut questions = BufReader::new(client).lines();
+    let mut answers = BufReader::new(monitor).lines();
+    let (mut to_client, mut to_monitor) = (client, monitor);
+    writeln!(to_client, "{}", answers.next().unwrap().unwrap()).unwrap();
+    for left in (0..commands).rev() {
+        let Some(Ok(question)) = questions.next() else {
+            return Cut::Finished;
+        };
+        writeln!(to_monitor, "{question}").unwrap();
+        let answer = answers.by_ref().map(|line| line.unwrap());
+        let answer = answer.into_iter().find(|line| line.contains("\"id\"")).unwrap();
+        if left > 0 {
+            writeln!(to_client, "{answer}").unwrap();
+        }
+    }
+    Cut::Killed
 }
 
 /// Content that tells its place and its maker.
@@ -108,7 +158,7 @@ fn serve(directory: &Path, version: usize) -> Daemon {
 /// Waits until somebody listens: the only sign that another process gives.
 fn wait_for(socket: &Path) {
     let until = Instant::now() + Duration::from_secs(60);
-    while std::os::unix::net::UnixStream::connect(socket).is_err() {
+    while UnixStream::connect(socket).is_err() {
         assert!(Instant::now() < until, "nobody listens at {}", socket.display());
         std::thread::yield_now();
     }
@@ -150,7 +200,7 @@ fn read_disk(disk: &Disk) -> Vec<u8> {
 }
 
 /// Writes in the background what `expected` then holds: one block of every 64 KiB, `seed` of them apart.
-fn keep_writing(disk: &str, seed: u8) -> std::thread::JoinHandle<()> {
+fn keep_writing(disk: &str, seed: u8) -> JoinHandle<()> {
     let disk = disk.to_owned();
     std::thread::spawn(move || {
         let commands: Vec<String> = (0..DISK_BYTES / 65536)
@@ -240,4 +290,51 @@ async fn a_step_cut_short_is_seen_and_finished_by_repeating_it() {
     let nobody = NbdExport { socket: disk.path("nbd-9"), export: "v9".to_owned() };
     graph::rebase(&disk.qmp, ROLE, &top, &nobody).await.unwrap_err();
     assert_eq!(graph::nodes(&disk.qmp, ROLE).await.unwrap().layers.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_killed_after_any_command_is_made_good_by_repeating() {
+    /// More commands than a freeze or a rebase has.
+    const MOST_COMMANDS: usize = 30;
+    let mut disk = Disk::new().await;
+    let mut published = pattern(0, DISK_BYTES);
+    let mut expected = published.clone();
+    for commands in 1.. {
+        assert!(commands < MOST_COMMANDS, "no rebase comes to its end");
+        let old = disk.path(&format!("layer-{}", commands - 1));
+        let new = disk.path(&format!("layer-{commands}"));
+        let block = commands * 65536;
+        io(&disk.guest(), &[format!("write -P {commands} {block} 4k")]);
+        expected[block..block + 4096].fill(u8::try_from(commands).unwrap());
+        layer::create(&new, DISK_BYTES).await.unwrap();
+
+        let (killed, cut) = disk.killed_after(commands).await;
+        if let Ok(qmp) = killed {
+            let _ = graph::freeze(&qmp, ROLE, &new).await;
+        }
+        let freeze_cut = cut.join().unwrap();
+        let chain = graph::freeze(&disk.qmp, ROLE, &new).await.unwrap();
+        assert_eq!((chain.top().file.as_path(), chain.layers.len()), (new.as_path(), 2));
+        apply(&old, &mut published).await;
+        assert!(published == expected, "the frozen layer misses a write in round {commands}");
+
+        let base = disk.publish(commands, &published);
+        let (killed, cut) = disk.killed_after(commands).await;
+        if let Ok(qmp) = killed {
+            let _ = graph::rebase(&qmp, ROLE, &new, &base).await;
+        }
+        let rebase_cut = cut.join().unwrap();
+        let once = graph::rebase(&disk.qmp, ROLE, &new, &base).await.unwrap();
+        let names = disk.node_names().await;
+        assert_eq!(names.len(), 3, "a base, a layer and its file: {names:?}");
+        let again = graph::rebase(&disk.qmp, ROLE, &new, &base).await.unwrap();
+        assert_eq!(again, once);
+        assert_eq!(disk.node_names().await, names, "repeated, it adds or replaces a node");
+        fs::remove_file(&old).unwrap();
+        drop(disk.bases.remove(0));
+        assert!(read_disk(&disk) == expected, "content differs in round {commands}");
+        if (freeze_cut, rebase_cut) == (Cut::Finished, Cut::Finished) {
+            return;
+        }
+    }
 }
