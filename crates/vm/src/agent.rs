@@ -247,9 +247,10 @@ impl Agent {
 }
 
 async fn connect(path: &Path) -> Result<UnixStream> {
-    UnixStream::connect(path)
-        .await
-        .or_io(|| format!("cannot reach the guest agent's port at {}", path.display()))
+    // Without its machine there is no port: the agent is away, nothing is missing.
+    UnixStream::connect(path).await.or_error(ErrorKind::Unavailable, || {
+        format!("cannot reach the guest agent's port at {}", path.display())
+    })
 }
 
 /// Throws away everything that was said before now: the agent marks its answer with a byte that no JSON has.

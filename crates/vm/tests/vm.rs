@@ -12,3 +12,5 @@ mod launch;
 mod qemu;
 #[path = "vm/scene.rs"]
 mod scene;
+#[path = "vm/tiny.rs"]
+mod tiny;
