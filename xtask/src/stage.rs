@@ -32,6 +32,7 @@ pub struct Stage {
 /// A daemon of the stage.
 struct Daemon {
     arguments: Vec<OsString>,
+    environment: Vec<(String, String)>,
     child: Option<Child>,
 }
 
@@ -139,9 +140,9 @@ impl Stage {
     ///
     /// # Errors
     /// If it does not come up.
-    pub fn start_host(&mut self, host: &str, more: &[&str]) -> Result<()> {
+    pub fn start_host(&mut self, host: &str) -> Result<()> {
         let (directory, runtime) = (self.path(host), self.runtime(host));
-        let mut words: Vec<&OsStr> = vec![
+        let words: [&OsStr; 6] = [
             "--json".as_ref(),
             "host".as_ref(),
             "--dir".as_ref(),
@@ -149,7 +150,6 @@ impl Stage {
             "--runtime-dir".as_ref(),
             runtime.as_ref(),
         ];
-        words.extend(more.iter().map(OsStr::new));
         self.start_daemon(host, &words).map(drop)
     }
 
@@ -159,8 +159,19 @@ impl Stage {
     /// If it ends, or is not ready in time.
     pub fn start_daemon(&mut self, name: &str, words: &[&OsStr]) -> Result<Value> {
         let arguments = words.iter().map(|word| (*word).to_owned()).collect();
-        self.daemons.insert(name.to_owned(), Daemon { arguments, child: None });
+        let daemon = Daemon { arguments, environment: Vec::new(), child: None };
+        self.daemons.insert(name.to_owned(), daemon);
         self.start_again(name)
+    }
+
+    /// Gives a daemon a variable for its next starts.
+    ///
+    /// # Errors
+    /// If there is no such daemon.
+    pub fn set_environment(&mut self, name: &str, variable: &str, value: &str) -> Result<()> {
+        let daemon = self.daemons.get_mut(name).with_context(|| format!("no daemon {name}"))?;
+        daemon.environment.push((variable.to_owned(), value.to_owned()));
+        Ok(())
     }
 
     /// Starts a daemon that was stopped or killed, as it was started before.
@@ -177,6 +188,7 @@ impl Stage {
         let daemon = self.daemons.get_mut(name).with_context(|| format!("no daemon {name}"))?;
         let child = Command::new(&self.command)
             .args(&daemon.arguments)
+            .envs(daemon.environment.iter().map(|(name, value)| (name, value)))
             .arg("--ready-file")
             .arg(&ready)
             .stdin(Stdio::null())

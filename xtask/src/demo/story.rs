@@ -190,7 +190,7 @@ fn publish(stage: &Stage, version: &str) -> Result<Value> {
 }
 
 fn log_in(stage: &mut Stage, host: &str, server: &Server) -> Result<String> {
-    stage.start_host(host, &[])?;
+    stage.start_host(host)?;
     let token = stage.admin(&["token", "create", "--note", host])?;
     let secret = token["secret"].as_str().context("the token's secret")?.to_owned();
     let file = stage.path("token");

@@ -5,7 +5,7 @@ use super::world::World;
 #[test]
 fn a_guest_that_boots_without_its_server_pauses_says_why_and_goes_on() {
     let mut world = World::new();
-    world.computer_with("a", &["--late-seconds", "1"]);
+    world.computer("a");
     let operation = world.stage.on("a", &["start", "tiny", "--no-wait"]).unwrap();
     assert!(operation["id"].is_string(), "{operation}");
     world.wait_for("a", "launched", |_| world.guest_pid("a").is_some());

@@ -137,7 +137,10 @@ fn a_second_daemon_on_one_directory_is_refused() {
 #[test]
 fn without_qemu_a_start_says_which_package_is_missing() {
     let mut world = World::new();
-    world.computer_with("a", &["--qemu", "/nonexistent/qemu-system-x86_64"]);
+    world.computer("a");
+    world.stage.stop_daemon("a").unwrap();
+    world.stage.set_environment("a", "PATH", "/nonexistent").unwrap();
+    world.stage.start_again("a").unwrap();
     on_a(&world, &["start", "tiny"], NOT_FOUND, &["qemu-system-x86"]);
     assert_eq!(world.status("a")["state"], "off");
 }

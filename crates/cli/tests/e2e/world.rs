@@ -103,12 +103,7 @@ impl World {
 
     /// Starts the daemon of a computer, ties it to the server and logs ann in.
     pub fn computer(&mut self, host: &str) {
-        self.computer_with(host, &[]);
-    }
-
-    /// As [`computer`](Self::computer), with more arguments for the daemon.
-    pub fn computer_with(&mut self, host: &str, more: &[&str]) {
-        self.stage.start_host(host, more).unwrap();
+        self.stage.start_host(host).unwrap();
         self.log_in(host);
     }
 
