@@ -74,7 +74,7 @@ async fn from_export(
 }
 
 async fn exported(scene: &Scene, source: Arc<dyn Source>) -> Result<f64> {
-    let directory = tempfile::tempdir()?;
+    let directory = private_directory()?;
     let socket = directory.path().join("disk.sock");
     let export = Export::bind(&socket).map_err(chain)?;
     export.add("system", source).map_err(chain)?;
@@ -86,7 +86,7 @@ async fn exported(scene: &Scene, source: Arc<dyn Source>) -> Result<f64> {
 
 /// Boots once and returns the seconds.
 async fn boot(scene: &Scene, backing: Backing) -> Result<f64> {
-    let directory = tempfile::tempdir()?;
+    let directory = private_directory()?;
     let path = directory.path();
     let mut disks = vec![disk(DiskRole::System, backing, &scene.appliance.system, path).await?];
     if let Some(user) = &scene.appliance.user {
@@ -125,6 +125,12 @@ async fn disk(role: DiskRole, backing: Backing, image: &Path, path: &Path) -> Re
     let top: PathBuf = path.join(format!("{role}.qcow2"));
     layer::create(&top, std::fs::metadata(image)?.len()).await.map_err(chain)?;
     Ok(DiskSpec { role, backing, layers: vec![top] })
+}
+
+/// A directory that nobody else may enter, as sockets want it.
+fn private_directory() -> Result<tempfile::TempDir> {
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    Ok(tempfile::Builder::new().prefix("bench").permissions(mode).tempdir()?)
 }
 
 fn tail(log: &Path) -> String {

@@ -133,7 +133,7 @@ impl Stage {
         let text = |name: &str| {
             ready[name].as_str().map(str::to_owned).with_context(|| format!("no {name} in {ready}"))
         };
-        Ok(Server { url: text("address")?, fingerprint: text("fingerprint")? })
+        Ok(Server { url: text("url")?, fingerprint: text("fingerprint")? })
     }
 
     /// Starts the daemon of a computer.

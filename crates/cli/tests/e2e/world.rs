@@ -18,10 +18,10 @@ const POLL: Duration = Duration::from_millis(50);
 pub struct World {
     pub stage: Stage,
     pub server: Server,
-    /// Removed after the stage has ended what runs in it: fields are dropped in order.
-    pub directory: TempDir,
-    /// Versions of `tiny` that were built: their directories.
+    /// Where `tiny` was built.
     built: PathBuf,
+    /// Removed after the stage has ended what runs in it: fields are dropped in order.
+    _directory: TempDir,
 }
 
 impl World {
@@ -45,7 +45,7 @@ impl World {
         let path = directory.path();
         let mut stage = Stage::set(command, path.to_owned(), path.join("r")).unwrap();
         let server = stage.start_server().unwrap();
-        let world = Self { stage, server, directory, built: tiny() };
+        let world = Self { stage, server, built: tiny(), _directory: directory };
         std::fs::write(world.path("password"), PASSWORD).unwrap();
         world.stage.admin(&["group", "add", "staff"]).unwrap();
         let password = world.text("password");
