@@ -6,3 +6,6 @@ mod world;
 
 #[path = "server/session.rs"]
 mod session;
+
+#[path = "server/lock.rs"]
+mod lock;

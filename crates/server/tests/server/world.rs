@@ -104,7 +104,25 @@ impl World {
         ServerClient::https(&self.address, &self.anchor, identity).unwrap()
     }
 
-    /// Makes a user in a group of the same name with an appliance of the same name granted to it.
+    /// Changes the database behind the server's back, as time does.
+    pub async fn sql(&self, statement: &'static str) {
+        match &self.database {
+            Some(url) => {
+                let pool = sqlx::PgPool::connect(url).await.unwrap();
+                sqlx::raw_sql(statement).execute(&pool).await.unwrap();
+                pool.close().await;
+            }
+            None => {
+                let path = self.dir.path().join("server.sqlite");
+                let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+                let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+                sqlx::raw_sql(statement).execute(&pool).await.unwrap();
+                pool.close().await;
+            }
+        }
+    }
+
+    /// Makes a user in a group of the same name.
     pub async fn user(&self, name: &str) {
         self.admin.create_group(&name.parse().unwrap()).await.unwrap();
         self.admin.create_user(&new_user(name)).await.unwrap();
