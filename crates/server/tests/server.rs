@@ -9,3 +9,12 @@ mod session;
 
 #[path = "server/lock.rs"]
 mod lock;
+
+#[path = "server/repository.rs"]
+mod repository;
+
+#[path = "server/secrets.rs"]
+mod secrets;
+
+#[path = "server/root.rs"]
+mod root;

@@ -322,16 +322,16 @@ async fn check_objects(objects: &Directory, manifest: &Manifest) -> Result<()> {
     let needed = futures::stream::iter(manifest.objects()).map(Ok);
     needed
         .try_for_each_concurrent(LOOKUPS, |needed| async move {
-            let message = match objects.size(&needed.name).await? {
+            let what = match objects.size(&needed.name).await? {
                 Some(size_bytes) if size_bytes == needed.size_bytes => return Ok(()),
-                Some(size_bytes) => format!(
-                    "{} has {size_bytes} bytes, and the manifest says {}",
-                    needed.name, needed.size_bytes
-                ),
-                None => format!("{} is missing", needed.name),
+                Some(size_bytes) => {
+                    format!("has {size_bytes} bytes, and must have {}", needed.size_bytes)
+                }
+                None => "is missing".to_owned(),
             };
-            Err(Error::new(ErrorKind::Conflict, message)
-                .context(format!("version {} cannot be published", manifest.version)))
+            let (version, name) = (manifest.version, needed.name);
+            let message = format!("version {version} cannot be published: {name} {what}");
+            Err(Error::new(ErrorKind::Conflict, message))
         })
         .await
 }
