@@ -1,5 +1,6 @@
 //! The server from outside, through the client that hosts and commands use: every test runs on SQLite and on a private
 //! PostgreSQL cluster.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by failing")]
 
 #[path = "server/world.rs"]
 mod world;
