@@ -16,8 +16,10 @@ use crate::guesses::Guesses;
 const PASSWORD_CHECKS_MAX: usize = 2;
 /// Uploads at a time; further ones wait for their turn.
 const UPLOADS_MAX: usize = 64;
-/// Publications, checks and prunes at a time.
-const REPOSITORY_WORK_MAX: usize = 8;
+/// Publications at a time: each looks at every object of its version.
+const PUBLICATIONS_MAX: usize = 16;
+/// Checks and prunes at a time; they read whole repositories, and must not keep publications waiting.
+const REPOSITORY_WORK_MAX: usize = 2;
 /// Lines of the audit log that are kept: some 100 MB.
 pub const AUDIT_LINES_MAX: i64 = 1_000_000;
 
@@ -30,6 +32,7 @@ pub struct State {
     repositories: PathBuf,
     pub password_checks: Semaphore,
     pub uploads: Semaphore,
+    pub publications: Semaphore,
     pub repository_work: Semaphore,
 }
 
@@ -42,6 +45,7 @@ impl State {
             repositories,
             password_checks: Semaphore::new(PASSWORD_CHECKS_MAX),
             uploads: Semaphore::new(UPLOADS_MAX),
+            publications: Semaphore::new(PUBLICATIONS_MAX),
             repository_work: Semaphore::new(REPOSITORY_WORK_MAX),
         })
     }

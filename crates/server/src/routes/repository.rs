@@ -285,7 +285,7 @@ async fn publish(state: &State, access: &Access, commit: Commit) -> Result<()> {
         let message = format!("version {version} was signed under another lock");
         return Err(Error::new(ErrorKind::Invalid, message));
     }
-    let _turn = state.turn(&state.repository_work).await?;
+    let _turn = state.turn(&state.publications).await?;
     let objects = state.objects(id)?;
     // Keeps a prune away, so that what is there now stays there.
     let _exclusive = objects.exclusive().await?;
