@@ -170,6 +170,7 @@ pub fn arguments(spec: &MachineSpec) -> Vec<String> {
     spec.disks.iter().for_each(|disk| disk_arguments(disk, &mut arguments));
     channel_arguments(spec, &mut arguments);
     if spec.hardware.network {
+        // It also reaches the host's loopback: docs/decisions/0005-guests-reach-loopback.md.
         arguments.add("-netdev", "user,id=net0");
         let card = json!({ "driver": "virtio-net-pci", "netdev": "net0", "romfile": "" });
         arguments.add("-device", &card.to_string());
