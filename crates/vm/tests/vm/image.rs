@@ -4,11 +4,13 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use collective_model::ErrorKind;
 use collective_vm::image::{BuiltAppliance, build_cached, convert};
+
+use crate::scene::Daemon;
 
 /// A disk with a file system, 1 MiB and a sector long, and with data at its end.
 fn disk(dir: &Path) -> PathBuf {
@@ -106,17 +108,10 @@ async fn a_layer_is_refused_before_its_base_is_opened() {
 
 /// A running guest; killed when it is dropped.
 struct Guest {
-    qemu: Child,
+    qemu: Daemon,
     console: BufReader<std::process::ChildStdout>,
     agent: UnixStream,
     _dir: tempfile::TempDir,
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
-    }
 }
 
 impl Guest {
@@ -138,8 +133,9 @@ impl Guest {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
+            .map(Daemon)
             .unwrap();
-        let console = BufReader::new(qemu.stdout.take().unwrap());
+        let console = BufReader::new(qemu.0.stdout.take().unwrap());
         let agent = listener.accept().unwrap().0;
         agent.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         Self { qemu, console, agent, _dir: dir }
@@ -182,5 +178,5 @@ async fn tiny_boots_from_its_own_disk_and_stops_when_told() {
     assert!(answer.contains("7"), "{answer}");
     writeln!(guest.agent, r#"{{"execute":"guest-shutdown"}}"#).unwrap();
     assert_eq!(guest.hear("tiny: stopped"), ["tiny: stopping: agent", "tiny: stopped"]);
-    assert!(guest.qemu.wait().unwrap().success());
+    assert!(guest.qemu.0.wait().unwrap().success());
 }
