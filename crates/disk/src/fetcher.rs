@@ -329,7 +329,9 @@ impl Inner {
                 Err(error) => error,
             };
             self.count(&self.counters.failures, 1);
-            batch.iter().for_each(|aloft| aloft.delay(error.chain()));
+            tracing::debug!("frames are late: {}", error.chain());
+            let reason = reason(&error);
+            batch.iter().for_each(|aloft| aloft.delay(reason.clone()));
             let unreachable = error.kind() == ErrorKind::Unavailable;
             if batch.len() > 1 && !unreachable {
                 // One of them is at fault: the others must not wait for it.
@@ -389,5 +391,13 @@ impl Inner {
 
     fn count(&self, counter: &AtomicU64, amount: u64) {
         counter.fetch_add(amount, Ordering::Relaxed);
+    }
+}
+
+/// Why a frame is late, in the words of a person who waits for it; the log has the details.
+fn reason(error: &Error) -> String {
+    match error.kind() {
+        ErrorKind::Unavailable => "the repository cannot be reached".to_owned(),
+        _ => error.chain(),
     }
 }

@@ -204,7 +204,7 @@ impl Owner {
                 let waited = std::mem::take(&mut self.backup.waiting);
                 for (wanted, handle, heed) in waited {
                     if wanted == Want::Backup {
-                        handle.end(Ok(self.disk.as_ref().and_then(|disk| disk.base)));
+                        handle.end(self.backed_up());
                     } else {
                         self.backup.waiting.push((wanted, handle, heed));
                     }
@@ -215,6 +215,15 @@ impl Owner {
         self.release_when_clean().await;
         if !self.backup.waiting.is_empty() {
             Box::pin(self.pursue()).await;
+        }
+    }
+
+    /// What a finished backup came to: the latest version, unless the disk may not be published any more.
+    fn backed_up(&self) -> Result<Option<Version>> {
+        let Some(disk) = &self.disk else { return Ok(None) };
+        match &disk.lost {
+            Some(why) => Err(lost(why)),
+            None => Ok(disk.base),
         }
     }
 
@@ -289,7 +298,7 @@ impl Owner {
         };
         if let Some(what) = upload {
             if let Some(why) = self.backup.refused.take() {
-                self.change_disk(|disk| disk.lose(why))?;
+                self.lose(&why)?;
                 return Ok(true);
             }
             self.ensure_lock(false).await?;
@@ -360,10 +369,7 @@ impl Owner {
         self.reason = Some(why.to_owned());
         self.show();
         for (_, handle, _) in self.backup.waiting.drain(..) {
-            handle.end(Err::<(), _>(
-                Error::new(ErrorKind::Conflict, why)
-                    .with_hint("the changes are kept on this host: see `collective status`"),
-            ));
+            handle.end(Err::<(), _>(lost(why)));
         }
         Ok(())
     }
@@ -561,4 +567,10 @@ impl Owner {
         let reader = repository.version(version).await?;
         Ok(reader.manifest().disk(DiskRole::User)?.size_bytes)
     }
+}
+
+/// The error of whoever wants to publish a disk whose lock is another's now.
+fn lost(why: &str) -> Error {
+    Error::new(ErrorKind::Conflict, why)
+        .with_hint("the changes are kept on this host: see `collective status`")
 }
