@@ -138,16 +138,27 @@ fn start_on_b(stage: &mut Stage, report: &mut Report, server: &Server) -> Result
 }
 
 fn undo_on_b(stage: &Stage, report: &mut Report, before: u64) -> Result<()> {
+    let mut with_file = 0;
     report.step("host B: undo the user disk to before the file", |_| {
-        undo(stage, Some(before))?;
+        stage.on("b", &["stop", "debian"])?;
+        with_file = stage.wait_until_safe("b", "debian", BACKLOG_LIMIT)?;
+        undo(stage, before)?;
         ensure!(diary(stage, "b")? == "none", "the file is still there");
-        Ok("the file is gone".to_owned())
+        Ok(format!("from version {with_file} to {before}, the file is gone"))
     })?;
     report.step("host B: undo the undo", |_| {
-        undo(stage, None)?;
+        stage.on("b", &["stop", "debian"])?;
+        stage.wait_until_safe("b", "debian", BACKLOG_LIMIT)?;
+        undo(stage, with_file)?;
         ensure!(diary(stage, "b")? == "dear diary", "the file did not come back");
-        Ok("the file is back".to_owned())
+        Ok(format!("to version {with_file}, the file is back"))
     })
+}
+
+fn undo(stage: &Stage, to: u64) -> Result<()> {
+    stage.on("b", &["undo", "debian", "--to", &to.to_string(), "--yes"])?;
+    stage.on("b", &["start", "debian"])?;
+    Ok(())
 }
 
 fn bill(stage: &Stage, report: &mut Report) -> Result<()> {
@@ -203,19 +214,6 @@ fn log_in(stage: &mut Stage, host: &str, server: &Server) -> Result<String> {
     stage.on(host, &words)?;
     stage.on(host, &["login", "ann", "--password-file", &password])?;
     Ok(name)
-}
-
-fn undo(stage: &Stage, to: Option<u64>) -> Result<()> {
-    stage.on("b", &["stop", "debian"])?;
-    stage.wait_until_safe("b", "debian", BACKLOG_LIMIT)?;
-    let target = match to {
-        Some(version) => version,
-        // The newest version is the one that the last undo made, the one before is what was there before it.
-        None => user_disk_head(stage, "b")? - 1,
-    };
-    stage.on("b", &["undo", "debian", "--to", &target.to_string(), "--yes"])?;
-    stage.on("b", &["start", "debian"])?;
-    Ok(())
 }
 
 fn diary(stage: &Stage, host: &str) -> Result<String> {

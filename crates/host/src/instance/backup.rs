@@ -163,15 +163,14 @@ impl Owner {
             starting.handle.end(Err::<(), _>(error));
             return;
         }
-        if error.kind() != ErrorKind::Unavailable {
-            for (_, handle, _) in self.backup.waiting.drain(..) {
-                let error = Error::from(collective_api::failure::Failure::from(&error));
-                handle.end(Err::<(), _>(error));
+        for (_, handle, _) in self.backup.waiting.drain(..) {
+            let mut error = Error::from(collective_api::failure::Failure::from(&error));
+            if error.kind() == ErrorKind::Unavailable {
+                error = error.with_hint(
+                    "nothing is lost: what is not backed up stays here, and is tried again",
+                );
             }
-        } else {
-            for (_, handle, _) in &self.backup.waiting {
-                handle.stage("waiting for the server");
-            }
+            handle.end(Err::<(), _>(error));
         }
     }
 
