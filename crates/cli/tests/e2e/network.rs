@@ -4,7 +4,8 @@ use super::world::World;
 
 #[test]
 fn a_guest_that_boots_without_its_server_pauses_says_why_and_goes_on() {
-    let mut world = World::new();
+    let mut world = World::without_appliance();
+    world.publish_without_trace();
     world.computer("a");
     let operation = world.stage.on("a", &["start", "tiny", "--no-wait"]).unwrap();
     assert!(operation["id"].is_string(), "{operation}");
