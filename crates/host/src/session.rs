@@ -109,7 +109,7 @@ impl Sessions {
                 let names: Vec<&str> = table.keys().map(UserName::as_str).collect();
                 let message = format!("several people are logged in: {}", names.join(", "));
                 return Err(Error::new(ErrorKind::Invalid, message)
-                    .with_hint("say which one is meant with --user"));
+                    .with_hint("say which one is meant with --as"));
             }
         };
         session.cloned().ok_or_else(|| {
