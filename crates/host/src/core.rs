@@ -17,11 +17,12 @@ use collective_repository::backend::Backend;
 use collective_repository::{Descriptor, Kind, Repository, Trust};
 use collective_vm::accelerator::{self, Probed};
 use collective_vm::qemu::Qemu;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::HostOptions;
+use crate::admission::Desk;
 use crate::instance::Instances;
 use crate::operation::Operations;
 use crate::paths::Paths;
@@ -52,9 +53,8 @@ pub(crate) struct Core {
     pub(crate) operations: Operations,
     pub(crate) instances: Instances,
     pub(crate) fetcher: Fetcher,
-    /// MiB for guests; whoever waits is served in the order of coming.
-    pub(crate) memory: Arc<Semaphore>,
-    pub(crate) memory_mib: u64,
+    /// The line for the memory that guests may have.
+    pub(crate) admission: Desk,
     /// Ends streams of events when the daemon goes down.
     pub(crate) stop: CancellationToken,
     qemu: OnceCell<Qemu>,
@@ -69,12 +69,9 @@ impl Core {
         let settings = SettingsStore::open(&paths)?;
         let cache_options = CacheOptions { capacity_bytes: options.cache_bytes };
         let cache = open_cache(&paths, cache_options).await?;
-        let memory_mib = options.memory_mib.min(u64::from(u32::MAX));
-        let permits = usize::try_from(memory_mib).unwrap_or(Semaphore::MAX_PERMITS);
         Ok(Arc::new(Self {
             fetcher: Fetcher::new(cache.clone(), FetchSettings::default()),
-            memory: Arc::new(Semaphore::new(permits)),
-            memory_mib,
+            admission: Desk::open(options.memory_mib),
             options,
             paths,
             settings,
@@ -129,22 +126,6 @@ impl Core {
     pub(crate) async fn probe(&self) -> Result<&Probed> {
         let qemu = self.qemu().await?;
         Ok(self.probed.get_or_init(|| accelerator::probe(qemu)).await)
-    }
-
-    /// How much of the memory for guests a machine takes.
-    ///
-    /// # Errors
-    /// `Invalid` if it wants more than there is: it would wait for ever.
-    pub(crate) fn memory_permits(&self, memory_mib: u64) -> Result<u32> {
-        let too_much = || {
-            let message = format!(
-                "the machine wants {memory_mib} MiB of memory, and this host gives guests {} MiB",
-                self.memory_mib
-            );
-            Error::new(ErrorKind::Invalid, message).with_hint("give guests more with --memory")
-        };
-        let fits = u32::try_from(memory_mib).ok().filter(|_| memory_mib <= self.memory_mib);
-        fits.ok_or_else(too_much)
     }
 
     /// The user's profile: asked for, or as it was last heard.

@@ -1,10 +1,9 @@
 //! Instances: one appliance of one user on this host, each with one owner task that does everything to it.
 //!
 //! ```text
-//!          start            admitted           launched          agent answered
-//!  Stopped ─────▶ Queued ────────────▶ Starting ───────▶ Starting ───────▶ Running ◀────▶ Paused
-//!     ▲                                                                      │ stop        (late blocks,
-//!     └───────────────────────── QEMU has ended ◀──────────────── Stopping ◀─┘              full disk)
+//!  commands ─┐                                        ┌─▶ machine, disks, records
+//!  facts ────┼─▶ owner ─▶ vm::lifecycle ─▶ actions ─▶ owner
+//!  time ─────┘            (its states are drawn there) └─▶ watch ─▶ api
 //! ```
 //!
 //! Commands and facts come to the owner over channels and are handled one after the other; its state is seen on a watch
@@ -15,6 +14,7 @@
 mod backup;
 mod control;
 mod disks;
+mod life;
 mod machine;
 mod owner;
 mod start;

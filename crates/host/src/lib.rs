@@ -7,6 +7,7 @@
 //!
 //! The daemon may be killed at any instant: machines go on, and the next daemon finds them again by what is on disk.
 
+mod admission;
 mod core;
 mod http;
 mod instance;

@@ -145,23 +145,22 @@ impl Owner {
 
     /// Performs steps until there is none, one is under way, or one fails.
     pub(super) async fn pursue(&mut self) {
-        while self.backup.upload.is_none() && self.disk.is_some() {
+        // A machine that cannot be asked writes to the newest layer.
+        while self.backup.upload.is_none() && self.disk.is_some() && self.held.is_none() {
             let want = self.want();
             match self.advance(want).await {
                 Ok(true) => {}
                 Ok(false) => return self.came_to_rest(want).await,
-                Err(error) => return self.pursuit_failed(error),
+                Err(error) => return self.pursuit_failed(error).await,
             }
         }
     }
 
-    fn pursuit_failed(&mut self, error: Error) {
+    async fn pursuit_failed(&mut self, error: Error) {
         tracing::warn!("{}: backup: {}", self.what(), error.chain());
         self.backup.failed(&error);
-        if let Some(starting) = self.starting.take_if(|starting| starting.opens_disk) {
-            self.state = collective_api::host::InstanceState::Stopped;
-            starting.handle.end(Err::<(), _>(error));
-            return;
+        if self.starting.as_ref().is_some_and(|starting| starting.opens_disk) {
+            return self.start_failed(error).await;
         }
         for (_, handle, _) in self.backup.waiting.drain(..) {
             let mut error = Error::from(collective_api::failure::Failure::from(&error));
@@ -365,7 +364,7 @@ impl Owner {
     fn lose(&mut self, why: &str) -> Result<()> {
         tracing::warn!("{}: {why}", self.what());
         self.change_disk(|disk| disk.lose(why.to_owned()))?;
-        self.reason = Some(why.to_owned());
+        self.notice = Some(why.to_owned());
         self.show();
         for (_, handle, _) in self.backup.waiting.drain(..) {
             handle.end(Err::<(), _>(lost(why)));
@@ -384,7 +383,7 @@ impl Owner {
             record::rename(&self.paths.user_layer(*number), &file)?;
         }
         tracing::warn!("{}: unpublished layers are kept in {}", self.what(), directory.display());
-        self.reason = Some(format!(
+        self.notice = Some(format!(
             "changes that could not be backed up are kept in {}",
             directory.display()
         ));
@@ -436,7 +435,7 @@ impl Owner {
             Ok(version) => {
                 let undone = self.undoing();
                 if let Err(error) = self.change_disk(|disk| disk.settled(version, now())) {
-                    return self.pursuit_failed(error);
+                    return self.pursuit_failed(error).await;
                 }
                 self.undone(undone, version);
                 self.backup.succeeded();
@@ -444,7 +443,7 @@ impl Owner {
             Err(error) if error.kind() == ErrorKind::Conflict => {
                 self.backup.refused = Some(error.chain());
             }
-            Err(error) => return self.pursuit_failed(error),
+            Err(error) => return self.pursuit_failed(error).await,
         }
         self.pursue().await;
     }

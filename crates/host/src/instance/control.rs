@@ -50,7 +50,7 @@ impl Owner {
     }
 
     fn ensure_stopped(&self, verb: &str) -> Result<()> {
-        if self.machine.is_none() && self.starting.is_none() && self.record.run.is_none() {
+        if self.life.is_down() && self.record.run.is_none() {
             return Ok(());
         }
         let message = format!("cannot {verb} `{}` while it runs", self.appliance);
@@ -146,6 +146,8 @@ impl Owner {
         let bottom = self.paths.user_layer(*bottom);
         let Some(machine) = &mut self.machine else { return Ok(()) };
         machine.disks.serve_user(&self.core, &session, &disk.repository, version).await?;
+        self.heed_disks();
+        let Some(machine) = &mut self.machine else { return Ok(()) };
         let export = NbdExport {
             socket: self.paths.export_socket(),
             export: export_name(DiskRole::User, version),

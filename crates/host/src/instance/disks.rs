@@ -3,7 +3,7 @@
 //! Exports are named by role and version, so that a new daemon serves the same names again and a running disk can be moved
 //! from one version to the next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use collective_api::host::Fetched;
@@ -25,6 +25,8 @@ pub(super) struct Disks {
     fetcher: Fetcher,
     system: VersionDisk,
     users: BTreeMap<Version, VersionDisk>,
+    /// Exports whose lateness is listened to already.
+    heeded: BTreeSet<String>,
     /// Brings what the boot will need.
     replay: Option<AbortOnDropHandle<()>>,
 }
@@ -52,6 +54,7 @@ impl Disks {
             fetcher: core.fetcher.clone(),
             system,
             users: BTreeMap::new(),
+            heeded: BTreeSet::new(),
             replay: None,
         })
     }
@@ -95,12 +98,19 @@ impl Disks {
         for version in gone.collect::<Vec<_>>() {
             self.export.remove(&export_name(DiskRole::User, version));
             self.users.remove(&version);
+            self.heeded.remove(&export_name(DiskRole::User, version));
         }
     }
 
-    /// What tells that reads of these disks are late.
-    pub(super) fn late(&self) -> Vec<watch::Receiver<Option<Late>>> {
-        std::iter::once(&self.system).chain(self.users.values()).map(VersionDisk::late).collect()
+    /// What tells that reads of these disks are late, by export; each is returned once.
+    pub(super) fn late(&mut self) -> Vec<(String, watch::Receiver<Option<Late>>)> {
+        let users = self.users.iter();
+        let users = users.map(|(version, disk)| (export_name(DiskRole::User, *version), disk));
+        std::iter::once((DiskRole::System.to_string(), &self.system))
+            .chain(users)
+            .filter(|(name, _)| self.heeded.insert(name.clone()))
+            .map(|(name, disk)| (name, disk.late()))
+            .collect()
     }
 
     pub(super) fn fetched(&self) -> Fetched {

@@ -2,7 +2,7 @@
 //!
 //! Dropping it leaves QEMU alone; that is how the daemon goes down while guests run.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use collective_api::host::Fetched;
@@ -17,7 +17,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::Run;
 use super::disks::{Disks, export_name};
+use super::life::Hold;
 use super::owner::{Fact, Owner};
+use crate::admission::Place;
 use crate::paths::{InstancePaths, user_layer_number};
 use crate::subscription::Guest;
 
@@ -34,10 +36,19 @@ pub(super) struct Running {
     pub(super) qmp: Qmp,
     pub(super) agent: Agent,
     pub(super) disks: Disks,
-    pub(super) permit: Option<tokio::sync::OwnedSemaphorePermit>,
+    /// The memory that it has.
+    _place: Place,
     helpers: Vec<AbortOnDropHandle<()>>,
     pub(super) agent_seen: bool,
     pub(super) ending: Option<AbortOnDropHandle<()>>,
+    pub(super) resuming: Option<AbortOnDropHandle<()>>,
+}
+
+/// A process that an earlier daemon started.
+pub(super) struct Found {
+    pub(super) process: Process,
+    pub(super) place: Place,
+    pub(super) _mourner: AbortOnDropHandle<()>,
 }
 
 impl Running {
@@ -129,21 +140,41 @@ impl Owner {
     }
 
     /// Puts a launched or found machine under this owner's care.
-    pub(super) fn take_over(&mut self, machine: Machine, disks: Disks) {
+    pub(super) fn take_over(&mut self, machine: Machine, disks: Disks, place: Place) {
         let Machine { process, qmp } = machine;
         let agent = Agent::new(Sockets::within(&self.paths.runtime).agent);
-        let mut helpers = vec![self.listen(&qmp), self.mourn(&process), self.first_answer(&agent)];
-        helpers.extend(disks.late().into_iter().map(|late| self.heed_late(late)));
+        let helpers = vec![self.listen(&qmp), self.mourn(&process), self.first_answer(&agent)];
         self.machine = Some(Running {
             process,
             qmp,
             agent,
             disks,
-            permit: None,
+            _place: place,
             helpers,
             agent_seen: false,
             ending: None,
+            resuming: None,
         });
+        self.heed_disks();
+    }
+
+    /// Listens to the lateness of disks that are new.
+    pub(super) fn heed_disks(&mut self) {
+        let Some(machine) = &mut self.machine else { return };
+        let late = machine.disks.late();
+        let helpers: Vec<_> =
+            late.into_iter().map(|(export, late)| self.heed_late(export, late)).collect();
+        if let Some(machine) = &mut self.machine {
+            // Those of disks that are served no more have ended.
+            machine.helpers.retain(|helper| !helper.is_finished());
+            machine.helpers.extend(helpers);
+        }
+    }
+
+    /// Returns the process of the machine, in our care or found.
+    pub(super) fn process(&self) -> Option<&Process> {
+        let found = self.held.as_ref().map(|found| &found.process);
+        self.machine.as_ref().map(|machine| &machine.process).or(found)
     }
 
     fn listen(&self, qmp: &Qmp) -> AbortOnDropHandle<()> {
@@ -157,7 +188,7 @@ impl Owner {
         }))
     }
 
-    fn mourn(&self, process: &Process) -> AbortOnDropHandle<()> {
+    pub(super) fn mourn(&self, process: &Process) -> AbortOnDropHandle<()> {
         let process = process.clone();
         self.helper(async move {
             process.exited().await;
@@ -177,6 +208,7 @@ impl Owner {
 
     fn heed_late(
         &self,
+        export: String,
         mut late: tokio::sync::watch::Receiver<Option<collective_disk::Late>>,
     ) -> AbortOnDropHandle<()> {
         let facts = self.facts.clone();
@@ -184,13 +216,17 @@ impl Owner {
             let mut last = None;
             loop {
                 let reason = late.borrow_and_update().as_ref().map(|late| late.reason.clone());
+                let reason = reason.map(|reason| format!("waits for data: {reason}"));
                 if reason != last {
                     last.clone_from(&reason);
-                    if facts.send(Fact::Late(reason)).await.is_err() {
+                    let fact = Fact::Held(Hold::Late(export.clone()), reason);
+                    if facts.send(fact).await.is_err() {
                         return;
                     }
                 }
                 if late.changed().await.is_err() {
+                    // The disk is served no more, so nobody waits for it. The owner may be gone too.
+                    let _ = facts.send(Fact::Held(Hold::Late(export), None)).await;
                     return;
                 }
             }
@@ -198,18 +234,16 @@ impl Owner {
     }
 }
 
-/// Finds the machine that an earlier daemon started, if it still runs.
-pub(super) async fn find(paths: &InstancePaths) -> Result<Option<Machine>> {
+/// Finds the process that an earlier daemon started, if it still runs.
+pub(super) async fn find(paths: &InstancePaths) -> Result<Option<Process>> {
     let sockets = Sockets::within(&paths.runtime);
-    let Some(process) = process::adopt(&paths.runtime_file("pid"), &sockets.qmp).await? else {
-        return Ok(None);
-    };
-    let qmp = connect(&sockets.qmp, &process).await?;
-    Ok(qmp.map(|qmp| Machine { process, qmp }))
+    process::adopt(&paths.runtime_file("pid"), &sockets.qmp).await
 }
 
-/// Connects to the monitor; none if the process ends meanwhile.
-async fn connect(socket: &Path, process: &Process) -> Result<Option<Qmp>> {
+/// Connects to the monitor of a found process; none if it ends meanwhile. A guest that waits for a read does not answer
+/// before its disks are served again, if it is held.
+pub(super) async fn connect(paths: &InstancePaths, process: &Process) -> Result<Option<Qmp>> {
+    let socket = &Sockets::within(&paths.runtime).qmp;
     let until = Instant::now() + ADOPT_LIMIT;
     loop {
         match Qmp::connect(socket).await {

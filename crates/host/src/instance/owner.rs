@@ -6,14 +6,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use collective_api::host::{ApplianceStatus, Event, Fetched, InstanceState, UserDiskStatus};
+use collective_api::host::{ApplianceStatus, Event, Fetched, StartRequest, UserDiskStatus};
 use collective_model::{ApplianceName, Error, ErrorKind, OperationId, Result, UserName, Version};
+use collective_vm::lifecycle::{self, Lifecycle};
 use collective_vm::qmp::QmpEvent;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::machine::Running;
+use super::life::{Hold, Holds};
+use super::machine::{Found, Running};
 use super::start::Starting;
 use super::{Command, InstanceRecord};
 use crate::core::Core;
@@ -32,8 +34,8 @@ const LOOK_AROUND: Duration = Duration::from_secs(5);
 /// Something that helpers of the owner found out.
 #[derive(Debug)]
 pub(super) enum Fact {
-    /// The start has its place and memory.
-    Admitted(tokio::sync::OwnedSemaphorePermit),
+    /// The start that is this operation has its memory.
+    Admitted(OperationId),
     /// Somebody cancelled an operation.
     Cancelled(OperationId),
     /// The guest's agent answered for the first time.
@@ -42,10 +44,10 @@ pub(super) enum Fact {
     Machine(QmpEvent),
     /// QEMU has ended.
     Exited,
-    /// The guest had its time to shut down.
-    StopOverdue,
-    /// Blocks are late, or no longer so.
-    Late(Option<String>),
+    /// The guest's agent cannot be asked to shut down.
+    AgentSilent,
+    /// Something holds the guest, or no longer does.
+    Held(Hold, Option<String>),
     /// An upload ended.
     Uploaded(Result<Version>),
 }
@@ -62,8 +64,16 @@ pub(super) struct Owner {
     pub(super) broken: Option<Error>,
     pub(super) disk: Option<Subscription>,
     pub(super) machine: Option<Running>,
-    pub(super) state: InstanceState,
-    pub(super) reason: Option<String>,
+    /// A process that was found and cannot be taken over yet: its disks cannot be served, or its monitor is silent.
+    pub(super) held: Option<Found>,
+    /// Whether the process was killed already.
+    pub(super) killed: bool,
+    pub(super) life: Lifecycle,
+    pub(super) holds: Holds,
+    /// What people should know besides the state.
+    pub(super) notice: Option<String>,
+    /// A start that is being looked up.
+    pub(super) asked: Option<(StartRequest, Handle)>,
     pub(super) starting: Option<Starting>,
     pub(super) stopping: Vec<Handle>,
     pub(super) backup: super::backup::Backup,
@@ -89,8 +99,12 @@ impl Owner {
             broken: None,
             disk: None,
             machine: None,
-            state: InstanceState::Stopped,
-            reason: None,
+            held: None,
+            killed: false,
+            life: Lifecycle::default(),
+            holds: Holds::new(),
+            notice: None,
+            asked: None,
             starting: None,
             stopping: Vec::new(),
             backup: super::backup::Backup::new(),
@@ -122,6 +136,7 @@ impl Owner {
                     Some(command) => self.command(command).await,
                 },
                 Some(fact) = incoming.recv() => self.fact(fact).await,
+                () = reached(self.life.deadline()) => self.tell(lifecycle::Event::Tick).await,
                 () = tokio::time::sleep_until(look_around) => {
                     look_around = Instant::now() + LOOK_AROUND;
                     self.look_around().await;
@@ -169,13 +184,13 @@ impl Owner {
 
     async fn fact(&mut self, fact: Fact) {
         match fact {
-            Fact::Admitted(permit) => self.admitted(permit).await,
+            Fact::Admitted(start) => self.admitted(start).await,
             Fact::Cancelled(id) => self.cancelled(id).await,
-            Fact::AgentAnswered => self.agent_answered(),
+            Fact::AgentAnswered => self.agent_answered().await,
             Fact::Machine(event) => self.machine_said(&event).await,
             Fact::Exited => self.exited().await,
-            Fact::StopOverdue => self.stop_overdue().await,
-            Fact::Late(reason) => self.late(reason).await,
+            Fact::AgentSilent => self.tell(lifecycle::Event::AgentSilent).await,
+            Fact::Held(hold, reason) => self.holds(hold, reason).await,
             Fact::Uploaded(result) => self.uploaded(result).await,
         }
     }
@@ -187,6 +202,9 @@ impl Owner {
         }
         if let Some(machine) = &self.machine {
             machine.bound_logs(&self.paths);
+        }
+        if self.held.is_some() {
+            self.recover().await;
         }
         self.resume_with_room().await;
         self.measure_backlog().await;
@@ -267,8 +285,8 @@ impl Owner {
         let run = self.record.run.as_ref().filter(|_| self.machine.is_some());
         let broken = self.broken.as_ref().map(Error::chain);
         ApplianceStatus {
-            state: self.state,
-            reason: broken.or_else(|| self.reason.clone()),
+            state: self.state(),
+            reason: broken.or_else(|| self.reason()),
             running: run.map(|run| run.version),
             boot_seconds: self.record.boot_ms.map(|ms| ms as f64 / 1000.0),
             fetched: self.machine.as_ref().map(Running::fetched),
@@ -295,6 +313,14 @@ impl Owner {
 
     pub(super) fn fetched_now(&self) -> Fetched {
         self.machine.as_ref().map(Running::fetched).unwrap_or_default()
+    }
+}
+
+/// Waits for a deadline; for ever if there is none.
+async fn reached(deadline: Option<std::time::Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -3,17 +3,19 @@
 //!
 //! Also how a new daemon finds what an old one started.
 
-use collective_api::host::{InstanceState, StartRequest, StartResult};
+use collective_api::host::{StartRequest, StartResult};
 use collective_model::{DiskRole, Epoch, Error, ErrorKind, OperationId, Result, Version};
 use collective_repository::{Descriptor, Kind, Repository, VersionReader};
-use collective_vm::process;
+use collective_vm::lifecycle::{Event, State};
+use collective_vm::process::{self, Machine};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Run;
 use super::disks::Disks;
-use super::machine::{find, pin_name};
+use super::machine::{Found, connect, find, pin_name};
 use super::owner::{Fact, Owner};
+use crate::admission::{Asked, Place};
 use crate::now;
 use crate::operation::{self, Handle};
 use crate::remote::Subscribed;
@@ -32,27 +34,41 @@ pub(super) struct Starting {
     version: VersionReader,
     appliance: Descriptor,
     fetched_before: u64,
-    permit: Option<tokio::sync::OwnedSemaphorePermit>,
+    /// In line for memory, until the machine has it.
+    place: Option<Place>,
     _helpers: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Owner {
     pub(super) async fn start(&mut self, request: StartRequest, handle: Handle) {
+        if self.held.is_some() {
+            self.recover().await;
+        }
         if let Err(error) = self.may_start() {
             return handle.end(Err::<(), _>(error));
         }
         if self.machine.is_some() {
             return handle.end(Ok(self.start_result()));
         }
-        self.reason = None;
-        self.state = InstanceState::Queued;
+        self.notice = None;
+        self.asked = Some((request, handle));
+        self.tell(Event::Start).await;
+    }
+
+    /// Looks up what is to be started, and stands in line for memory.
+    pub(super) async fn queue(&mut self) {
+        let Some((request, handle)) = self.asked.clone() else { return };
+        self.show();
         let resolved = tokio::select! {
             resolved = self.resolve(request, &handle) => resolved,
             () = handle.cancelled() => Err(operation::cancelled("the start")),
         };
         match resolved {
-            Ok(starting) => self.starting = Some(starting),
-            Err(error) => self.start_failed(Some(handle), error),
+            Ok(starting) => {
+                self.asked = None;
+                self.starting = Some(starting);
+            }
+            Err(error) => self.start_failed(error).await,
         }
     }
 
@@ -61,9 +77,10 @@ impl Owner {
             let message = format!("`{}` is {what}", self.appliance);
             Err(Error::new(ErrorKind::Conflict, message).with_hint("wait for it and try again"))
         };
-        match (&self.starting, self.state) {
+        match (&self.starting, self.life.state()) {
             (Some(_), _) => busy("already starting"),
-            (None, InstanceState::Stopping) => busy("stopping"),
+            (None, State::Stopping { .. }) => busy("stopping"),
+            (None, _) if self.held.is_some() => busy("running, and cannot be reached yet"),
             (None, _) => Ok(()),
         }
     }
@@ -79,12 +96,10 @@ impl Owner {
         let repository = self.core.repository(&session, &entitled.descriptor, Epoch(0)).await?;
         let version = self.choose(&repository, request.version).await?;
         let memory_mib = hardware(&version)?.memory_mib;
-        let admission = self.core.memory.clone();
-        let permits = self.core.memory_permits(memory_mib)?;
         handle.stage("waiting for memory");
-        let admitted = self.helper(async move {
-            admission.acquire_many_owned(permits).await.ok().map(Fact::Admitted)
-        });
+        let Asked { place, admitted } = self.core.admission.ask(memory_mib).await?;
+        let id = handle.id();
+        let admitted = self.helper(async move { admitted.await.ok().map(|()| Fact::Admitted(id)) });
         Ok(Starting {
             request,
             since: Instant::now(),
@@ -92,7 +107,7 @@ impl Owner {
             version,
             appliance: entitled.descriptor.clone(),
             fetched_before: self.core.fetcher.stats().fetched_bytes,
-            permit: None,
+            place: Some(place),
             _helpers: vec![admitted, self.heed_cancel(handle)],
             handle: handle.clone(),
         })
@@ -111,14 +126,19 @@ impl Owner {
         repository.version(version).await
     }
 
-    /// There is memory: the user disk is next.
-    pub(super) async fn admitted(&mut self, permit: tokio::sync::OwnedSemaphorePermit) {
+    /// There is memory for a start, unless it was given up meanwhile.
+    pub(super) async fn admitted(&mut self, start: OperationId) {
+        if self.starting.as_ref().is_some_and(|starting| starting.handle.id() == start) {
+            self.tell(Event::Admitted).await;
+        }
+    }
+
+    /// The user disk is next.
+    pub(super) async fn prepare(&mut self) {
         let Some(starting) = &mut self.starting else { return };
-        starting.permit = Some(permit);
-        self.state = InstanceState::Starting;
         let has_user_disk = starting.version.manifest().disk(DiskRole::User).is_ok();
         if !has_user_disk {
-            return self.launch().await;
+            return self.tell(Event::Prepared).await;
         }
         starting.handle.stage("taking the lock");
         let handle = starting.handle.clone();
@@ -127,7 +147,7 @@ impl Owner {
             () = handle.cancelled() => Err(operation::cancelled("the start")),
         };
         if let Err(error) = ready {
-            return self.start_failed(None, error);
+            return self.start_failed(error).await;
         }
         if let Some(starting) = &mut self.starting {
             starting.opens_disk = true;
@@ -190,10 +210,10 @@ impl Owner {
     pub(super) async fn disk_opened(&mut self) {
         let Some(starting) = &mut self.starting else { return };
         starting.opens_disk = false;
-        self.launch().await;
+        self.tell(Event::Prepared).await;
     }
 
-    async fn launch(&mut self) {
+    pub(super) async fn launch(&mut self) {
         let Some(starting) = &self.starting else { return };
         let handle = starting.handle.clone();
         handle.stage("launching");
@@ -201,17 +221,10 @@ impl Owner {
         match launched {
             Ok(()) => {
                 handle.stage("booting");
-                let permit = self.starting.as_mut().and_then(|starting| starting.permit.take());
-                if let Some(machine) = &mut self.machine {
-                    machine.permit = permit;
-                }
+                self.tell(Event::Launched).await;
             }
             Err(error) => {
-                self.record.run = None;
-                if let Err(error) = self.store_record() {
-                    tracing::error!("{}: {}", self.what(), error.chain());
-                }
-                self.start_failed(None, error);
+                self.start_failed(error).await;
                 self.pursue().await;
             }
         }
@@ -248,17 +261,19 @@ impl Owner {
         self.record.run = Some(run);
         self.record.boot_ms = None;
         self.store_record()?;
+        let place = self.starting.as_mut().and_then(|starting| starting.place.take());
+        let place =
+            place.ok_or_else(|| Error::new(ErrorKind::Internal, "a start has no place in line"))?;
         let machine = process::launch(self.core.qemu().await?, &spec).await?;
-        self.take_over(machine, disks);
+        self.take_over(machine, disks, place);
         Ok(())
     }
 
-    pub(super) fn start_failed(&mut self, handle: Option<Handle>, error: Error) {
-        let handle =
-            handle.or_else(|| self.starting.take().map(|starting| starting.handle.clone()));
-        self.starting = None;
-        self.state = InstanceState::Stopped;
-        self.reason = Some(error.chain());
+    /// Gives a start up, with the reason.
+    pub(super) async fn start_failed(&mut self, error: Error) {
+        let asked = self.asked.take().map(|(_, handle)| handle);
+        let handle = asked.or_else(|| self.starting.take().map(|starting| starting.handle));
+        self.tell(Event::Gone { fault: Some(error.chain()) }).await;
         self.show();
         if let Some(handle) = handle {
             handle.end(Err::<(), _>(error));
@@ -266,12 +281,10 @@ impl Owner {
     }
 
     /// The guest is up.
-    pub(super) fn agent_answered(&mut self) {
+    pub(super) async fn agent_answered(&mut self) {
         let Some(machine) = &mut self.machine else { return };
         machine.agent_seen = true;
-        if self.state == InstanceState::Starting {
-            self.state = InstanceState::Running;
-        }
+        self.tell(Event::Ready).await;
         let Some(starting) = self.starting.take() else { return };
         let boot = starting.since.elapsed();
         self.record.boot_ms = u64::try_from(boot.as_millis()).ok();
@@ -303,17 +316,9 @@ impl Owner {
             return;
         };
         starting.handle.end(Err::<(), _>(operation::cancelled("the start")));
-        match &self.machine {
-            Some(machine) => {
-                self.state = InstanceState::Stopping;
-                if let Err(error) = machine.process.kill().await {
-                    tracing::error!("{}: {}", self.what(), error.chain());
-                }
-            }
-            None => {
-                self.state = InstanceState::Stopped;
-                self.pursue().await;
-            }
+        self.tell(Event::Stop { force: true }).await;
+        if self.machine.is_none() {
+            self.pursue().await;
         }
     }
 
@@ -323,8 +328,13 @@ impl Owner {
             return;
         }
         if let Err(error) = self.try_recover().await {
-            tracing::error!("{}: {}", self.what(), error.chain());
-            self.reason = Some(error.chain());
+            let reason = error.chain();
+            if self.notice.as_ref() != Some(&reason) {
+                tracing::error!("{}: {reason}", self.what());
+            }
+            self.notice = Some(reason.clone());
+            // Says so where it is shown, if it runs.
+            self.tell(Event::Late { reason }).await;
         }
         self.measure_backlog().await;
         self.pursue().await;
@@ -332,12 +342,19 @@ impl Owner {
 
     async fn try_recover(&mut self) -> Result<()> {
         let Some(run) = self.record.run.clone() else { return Ok(()) };
-        let Some(machine) = find(&self.paths).await? else {
+        let Some(process) = find(&self.paths).await? else {
             self.record.run = None;
+            self.tell(Event::Gone { fault: None }).await;
             return self.store_record();
         };
         // Its reads wait until the exports are served again; that needs the session.
-        self.state = InstanceState::Paused;
+        if self.held.is_none() {
+            let place = self.core.admission.adopt(run.hardware.memory_mib).await?;
+            let _mourner = self.mourn(&process);
+            self.held = Some(Found { process: process.clone(), place, _mourner });
+            let held = Some("it was found running, and its disks are not served yet".to_owned());
+            self.tell(Event::Adopted { held }).await;
+        }
         let session = self.session().map_err(|error| {
             error.context("it runs, and its disks can be served after the next log-in")
         })?;
@@ -349,17 +366,15 @@ impl Owner {
                 disks.serve_user(&self.core, &session, descriptor, base).await?;
             }
         }
-        self.take_over(machine, disks);
-        self.state = InstanceState::Starting;
-        let permits = self.core.memory_permits(run.hardware.memory_mib)?;
-        if let Some(machine) = &mut self.machine {
-            // It runs already, whether there is room or not.
-            machine.permit = self.core.memory.clone().try_acquire_many_owned(permits).ok();
-            if machine.qmp.status().await?.running {
-                self.state = InstanceState::Running;
-            } else {
-                machine.qmp.resume().await?;
-            }
+        // Its end is heard of by who holds it.
+        let Some(qmp) = connect(&self.paths, &process).await? else { return Ok(()) };
+        let Some(found) = self.held.take() else { return Ok(()) };
+        self.notice = None;
+        self.take_over(Machine { process, qmp }, disks, found.place);
+        self.tell(Event::OnTime).await;
+        if self.record.boot_ms.is_some() {
+            // Its agent had answered the daemon before.
+            self.tell(Event::Ready).await;
         }
         Ok(())
     }
