@@ -9,7 +9,8 @@ fn a_guest_that_boots_without_its_server_pauses_says_why_and_goes_on() {
     world.computer("a");
     let operation = world.stage.on("a", &["start", "tiny", "--no-wait"]).unwrap();
     assert!(operation["id"].is_string(), "{operation}");
-    world.wait_for("a", "launched", |_| world.guest_pid("a").is_some());
+    // The guest is past its first sectors, and far from up.
+    world.wait_for("a", "reading", |status| status["fetched"]["bytes"].as_u64() > Some(500_000));
     let address = world.server.url.strip_prefix("https://").unwrap().to_owned();
     world.stage.kill_daemon("server").unwrap();
 
@@ -28,9 +29,11 @@ fn what_is_written_without_a_server_is_published_when_it_is_back() {
     world.computer("a");
     world.start("a");
     let address = world.server.url.strip_prefix("https://").unwrap().to_owned();
+    // What the next lines need of the system disk is in the guest's memory before the server goes.
+    world.write("a", "page", "online");
     world.stage.kill_daemon("server").unwrap();
     world.write("a", "page", "offline");
-    world.stage.on("a", &["stop", "tiny"]).unwrap();
+    world.stage.on("a", &["stop", "tiny", "--force"]).unwrap();
     world.wait_for("a", "off with a backlog", |status| {
         status["state"] == "off" && status["user_disk"]["backlog_bytes"].as_u64() > Some(0)
     });
