@@ -17,7 +17,7 @@ use collective_vm::agent::Agent;
 use collective_vm::spec::{Backing, DiskSpec, MachineSpec, NbdExport, Sockets};
 use collective_vm::{layer, process};
 
-use crate::report::{Report, say};
+use crate::report::{Report, Row, say};
 use crate::sample::Sample;
 use crate::scene::{Scene, chain};
 
@@ -40,9 +40,9 @@ pub async fn measure(scene: &Scene, version: &VersionReader, report: &mut Report
         say(&format!("round {round}: the warm start fetched {}", ByteCount(bytes)));
     }
     let peer = [("local raw", raw)];
-    report.add("boot.warm", "s", &warm, &peer, "<= 1.10");
-    report.add("boot.cold", "s", &cold, &peer, "-");
-    report.add("boot.cold.bytes", "MB", &fetched, &[], "-");
+    report.add(Row { id: "boot.warm", unit: "s", goal: "<= 1.10" }, &warm, &peer);
+    report.add(Row { id: "boot.cold", unit: "s", goal: "-" }, &cold, &peer);
+    report.add(Row { id: "boot.cold.bytes", unit: "MB", goal: "-" }, &fetched, &[]);
     Ok(())
 }
 

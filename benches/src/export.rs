@@ -10,7 +10,7 @@ use collective_disk::{Cache, CacheOptions, Export, FetchSettings, Fetcher, Sourc
 use collective_model::{BLOCK_BYTES, DiskRole};
 use collective_repository::VersionReader;
 
-use crate::report::Report;
+use crate::report::{Report, Row};
 use crate::sample::Sample;
 use crate::scene::{Scene, chain};
 
@@ -85,7 +85,8 @@ async fn measure_loads(
             our_rates.push(run(load, ours.to_owned()).await?);
             peer_rates.push(run(load, theirs.to_owned()).await?);
         }
-        report.add(load.id, "reads/s", &our_rates, &[("qemu-nbd raw", peer_rates)], load.goal);
+        let row = Row { id: load.id, unit: "reads/s", goal: load.goal };
+        report.add(row, &our_rates, &[("qemu-nbd raw", peer_rates)]);
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use collective_repository::{
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::boot;
-use crate::report::Report;
+use crate::report::{Report, Row};
 use crate::sample::Sample;
 use crate::scene::{Scene, chain};
 
@@ -35,8 +35,12 @@ pub async fn measure(scene: &Scene, report: &mut Report) -> Result<VersionReader
     }
     let last = last.context("there was no round")?;
     let peers = [("zstd -3", compressor(scene, "zstd-rate")?)];
-    report.add("publish.rate", "MB/s of a core", &rate, &peers, ">= 150 MB/s");
-    report.add("publish.wall", "MB/s", &wall, &[], "-");
+    report.add(
+        Row { id: "publish.rate", unit: "MB/s of a core", goal: ">= 150 MB/s" },
+        &rate,
+        &peers,
+    );
+    report.add(Row { id: "publish.wall", unit: "MB/s", goal: "-" }, &wall, &[]);
     stored(scene, &last.published, report)?;
     let version = last.repository.version(Version::FIRST).await.map_err(chain)?;
     Ok(version)
@@ -104,7 +108,7 @@ fn stored(scene: &Scene, published: &Published, report: &mut Report) -> Result<(
         ("qcow2 zstd", megabytes(std::fs::metadata(&qcow2)?.len())),
         ("zstd -3 whole", megabytes(std::fs::metadata(scene.directory.join("peer.zst"))?.len())),
     ];
-    report.add("publish.stored", "MB", &ours, &peers, "-");
+    report.add(Row { id: "publish.stored", unit: "MB", goal: "-" }, &ours, &peers);
     std::fs::remove_file(qcow2)?;
     std::fs::remove_file(scene.directory.join("peer.zst"))?;
     Ok(())

@@ -14,7 +14,17 @@ pub struct Report {
     measures: Vec<Measure>,
 }
 
-/// One row.
+/// What a row is of.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// Names it for good.
+    pub id: &'static str,
+    pub unit: &'static str,
+    /// What the ratio, or ours where there is no peer, has to reach.
+    pub goal: &'static str,
+}
+
+/// One row with its figures.
 #[derive(Debug, Serialize)]
 pub struct Measure {
     /// Names the row for good.
@@ -41,14 +51,8 @@ pub struct Peer {
 
 impl Report {
     /// Adds a row.
-    pub fn add(
-        &mut self,
-        id: &'static str,
-        unit: &'static str,
-        ours: &Sample,
-        peers: &[(&'static str, Sample)],
-        goal: &'static str,
-    ) {
+    pub fn add(&mut self, row: Row, ours: &Sample, peers: &[(&'static str, Sample)]) {
+        let Row { id, unit, goal } = row;
         let peers: Vec<Peer> = peers
             .iter()
             .map(|(name, sample)| Peer { name, value: sample.median(), spread: sample.spread() })

@@ -54,6 +54,7 @@ impl Scene {
 }
 
 /// Our error with its causes, for people.
+#[expect(clippy::needless_pass_by_value, reason = "goes into map_err")]
 pub fn chain(error: collective_model::Error) -> anyhow::Error {
     anyhow!(error.chain())
 }
