@@ -67,11 +67,7 @@ impl Http {
         let text = body(response, MAX_ERROR_BYTES, "the server's answer").await.unwrap_or_default();
         let message = format!("cannot {what} at {}", self.base);
         if let Ok(answer) = serde_json::from_slice::<ErrorAnswer>(&text) {
-            let mut cause = Error::new(answer.error.kind, answer.error.message);
-            if let Some(hint) = answer.error.hint {
-                cause = cause.with_hint(hint);
-            }
-            return Err(cause.context(message));
+            return Err(Error::from(answer.error).context(message));
         }
         let kind = ErrorKind::of_http_status(status.as_u16());
         Err(Error::new(kind, format!("{message}: the server answered {status}")))
@@ -101,7 +97,28 @@ struct ErrorAnswer {
 struct ErrorBody {
     kind: ErrorKind,
     message: String,
+    #[serde(default)]
+    causes: Vec<String>,
     hint: Option<String>,
+}
+
+impl From<ErrorBody> for Error {
+    fn from(body: ErrorBody) -> Self {
+        let ErrorBody { kind, message, causes, hint } = body;
+        let texts = std::iter::once(message).chain(causes).collect::<Vec<_>>();
+        let chain = texts.into_iter().rev().fold(None, |inner: Option<Self>, text| {
+            let outer = Self::new(kind, text);
+            Some(match inner {
+                Some(inner) => outer.with_source(inner),
+                None => outer,
+            })
+        });
+        let error = chain.expect("the message at least is in the chain");
+        match hint {
+            Some(hint) => error.with_hint(hint),
+            None => error,
+        }
+    }
 }
 
 /// Takes in a body of `limit` bytes at most; more is `Corrupt`.

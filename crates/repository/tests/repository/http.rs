@@ -67,7 +67,8 @@ async fn answer(
     body: Bytes,
 ) -> Response {
     if served.manners == Manners::Refusing {
-        let text = r#"{"error":{"kind":"denied","message":"ann may not","hint":"ask bob"}}"#;
+        let text = r#"{"error":{"kind":"denied","message":"ann may not",
+            "causes":["ann is a guest","bob said so"],"hint":"ask bob"}}"#;
         return (StatusCode::FORBIDDEN, text).into_response();
     }
     let Ok(name) = name.parse::<ObjectName>() else {
@@ -218,7 +219,9 @@ async fn a_refusal_is_passed_on_with_kind_message_and_hint_and_no_server_is_unav
     let backend = http(&server);
     let error = world.reopen(backend.clone()).await.unwrap_err();
     assert_eq!((error.kind(), error.hint()), (ErrorKind::Denied, Some("ask bob")));
-    assert!(error.chain().contains("ann may not"), "{error:?}");
+    for said in ["ann may not", "ann is a guest", "bob said so"] {
+        assert!(error.chain().contains(said), "{error:?}");
+    }
     server.task.abort();
     drop(server);
     let unused = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
