@@ -122,7 +122,7 @@ async fn host(state: &State, id: HostId, address: IpAddr) -> Result<Host> {
         Error::new(ErrorKind::Denied, "this computer was removed from the server")
             .with_hint("join it again with a new token")
     })?;
-    seen(state, id, row.optional_integer(1)?).await?;
+    seen(state, id, row.optional_integer(1)?).await;
     Ok(Host { id, name: row.parse(0)?, address })
 }
 
@@ -136,15 +136,18 @@ async fn device(state: &State, user: UserName, id: DeviceId, address: IpAddr) ->
             .with_hint("log in again with `collective login`")
     })?;
     let host = Host { id: row.parse(1)?, name: row.parse(2)?, address };
-    seen(state, host.id, row.optional_integer(3)?).await?;
+    seen(state, host.id, row.optional_integer(3)?).await;
     Ok(Device { id, user, administrator: row.integer(0)? != 0, host })
 }
 
-async fn seen(state: &State, host: HostId, before: Option<i64>) -> Result<()> {
+/// Notes when a host was heard of. A full disk is no reason to refuse what only reads.
+async fn seen(state: &State, host: HostId, before: Option<i64>) {
     let now = state.now();
     if before.is_some_and(|before| now.since(Timestamp(before)) < SEEN_INTERVAL) {
-        return Ok(());
+        return;
     }
     let sql = "update hosts set seen = $1 where id = $2";
-    state.database.write(sql, &[Value::from(now.0), text(&host)]).await.map(drop)
+    if let Err(error) = state.database.write(sql, &[Value::from(now.0), text(&host)]).await {
+        tracing::warn!(%host, "{}", error.chain());
+    }
 }

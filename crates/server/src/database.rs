@@ -4,6 +4,7 @@
 //! read. PostgreSQL has a pool. Values are whole numbers and texts only; a row that is to be changed after it was
 //! looked at is locked by an `update` that changes nothing, which both understand.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
@@ -12,10 +13,10 @@ use collective_model::{Error, ErrorKind, Result};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
+    SqliteConnectOptions, SqliteError, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
     SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, Postgres, Row as _, SqlSafeStr, Sqlite};
+use sqlx::{ConnectOptions, Connection as _, Postgres, Row as _, SqlSafeStr, Sqlite};
 
 /// Connections that only read, so that a profile never waits for a write.
 const SQLITE_READERS: u32 = 4;
@@ -26,9 +27,16 @@ const ACQUIRE_LIMIT: Duration = Duration::from_secs(10);
 /// The database's file when there is no URL.
 const SQLITE_FILE: &str = "server.sqlite";
 
+/// What is said when there is no room for the database.
+const DISK_FULL: &str = "the disk of the server's database is full";
+/// What is said of every other refusal.
+const REFUSED: &str = "the database refused a statement";
+
 /// The steps of the schema, oldest first. A step that was released is never changed.
-const MIGRATIONS: [(i64, &str, &str); 1] =
-    [(1, "accounts, rights, repositories and locks", include_str!("../migrations/0001.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "accounts, rights, repositories and locks", include_str!("../migrations/0001.sql")),
+    (2, "removals that are not finished", include_str!("../migrations/0002.sql")),
+];
 
 /// The database. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -116,7 +124,15 @@ impl Database {
         let pool = |connections| {
             SqlitePoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_LIMIT)
         };
-        let writer = pool(1).connect_with(options.clone()).await.map_err(failed)?;
+        // SQLite itself ends a transaction when its disk is full. The driver's own undoing then fails, and it would count the
+        // connection as within a transaction for ever: such a one is exchanged.
+        let writer = pool(1)
+            .before_acquire(|connection, _| {
+                Box::pin(async move { Ok(!connection.is_in_transaction()) })
+            })
+            .connect_with(options.clone())
+            .await
+            .map_err(failed)?;
         let readers =
             pool(SQLITE_READERS).connect_with(options.read_only(true)).await.map_err(failed)?;
         Ok(Self::Sqlite { writer, readers })
@@ -127,6 +143,7 @@ impl Database {
         let options = PgConnectOptions::from_str(url)
             .map_err(|_| Error::new(ErrorKind::Invalid, "the database URL cannot be read"))?
             .disable_statement_logging();
+        check_local(&options)?;
         let pool = PgPoolOptions::new()
             .max_connections(POSTGRES_CONNECTIONS)
             .acquire_timeout(ACQUIRE_LIMIT)
@@ -266,6 +283,55 @@ fn missing(column: usize) -> Error {
     Error::new(ErrorKind::Corrupt, format!("column {column} of a row in the database is damaged"))
 }
 
+/// Refuses a database on another computer: the driver is built without TLS, and proofs of passwords, locks and rights would
+/// cross the network in the clear, for everybody on the way to read and to change.
+fn check_local(options: &PgConnectOptions) -> Result<()> {
+    let host = options.get_host();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    let local = options.get_socket().is_some()
+        || host.starts_with('/')
+        || host == "localhost"
+        || address.is_ok_and(|address| address.is_loopback());
+    if local {
+        return Ok(());
+    }
+    let message = format!("the database at `{host}` would be spoken to without encryption");
+    Err(Error::new(ErrorKind::Invalid, message).with_hint(
+        "use a PostgreSQL on this computer, by its socket (postgres://%2Frun%2Fpostgresql/NAME) or at 127.0.0.1; \
+         an encrypted tunnel that ends there will do",
+    ))
+}
+
+/// What a code of SQLite means; its low byte is the kind, the rest says where it happened.
+fn refused_by_sqlite(code: &str) -> (ErrorKind, &'static str) {
+    match code.parse::<u32>().map(|code| code & 0xff) {
+        // FULL.
+        Ok(13) => (ErrorKind::Unavailable, DISK_FULL),
+        // BUSY and LOCKED.
+        Ok(5 | 6) => (ErrorKind::Unavailable, "the database is busy"),
+        // READONLY, IOERR and CANTOPEN: the disk, or what somebody did to the files.
+        Ok(8 | 10 | 14) => {
+            (ErrorKind::Unavailable, "the files of the database cannot be read or written")
+        }
+        // CORRUPT and NOTADB.
+        Ok(11 | 26) => (ErrorKind::Corrupt, "the database is damaged"),
+        _ => (ErrorKind::Internal, REFUSED),
+    }
+}
+
+/// What an SQLSTATE of PostgreSQL means.
+fn refused_by_postgres(code: &str) -> (ErrorKind, &'static str) {
+    match code {
+        // disk_full.
+        "53100" => (ErrorKind::Unavailable, DISK_FULL),
+        // Shutdowns, too many connections, deadlocks, transactions that must be tried again.
+        "57P01" | "57P02" | "57P03" | "53300" | "40P01" | "40001" => {
+            (ErrorKind::Unavailable, "the database is not ready")
+        }
+        _ => (ErrorKind::Internal, REFUSED),
+    }
+}
+
 /// Says what a caller can do about an error of SQL.
 fn failed(cause: sqlx::Error) -> Error {
     let (kind, message) = match &cause {
@@ -276,15 +342,14 @@ fn failed(cause: sqlx::Error) -> Error {
             ErrorKind::Conflict,
             "it belongs together with something that is not there, or still is",
         ),
-        sqlx::Error::Database(database) => match database.code().as_deref() {
-            // SQLITE_FULL, and PostgreSQL's disk_full.
-            Some("13" | "53100") => (ErrorKind::Unavailable, "the database's disk is full"),
-            // SQLITE_BUSY, SQLITE_IOERR…; PostgreSQL's shutdowns, and too many connections.
-            Some("5" | "10" | "57P01" | "57P02" | "57P03" | "53300") => {
-                (ErrorKind::Unavailable, "the database is not ready")
+        sqlx::Error::Database(database) => {
+            let code = database.code().unwrap_or_default();
+            if database.try_downcast_ref::<SqliteError>().is_some() {
+                refused_by_sqlite(&code)
+            } else {
+                refused_by_postgres(&code)
             }
-            _ => (ErrorKind::Internal, "the database refused a statement"),
-        },
+        }
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
         | sqlx::Error::PoolTimedOut
@@ -293,4 +358,45 @@ fn failed(cause: sqlx::Error) -> Error {
         _ => (ErrorKind::Internal, "the database cannot be understood"),
     };
     Error::new(kind, message).with_source(cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::str::FromStr;
+
+    use collective_model::ErrorKind;
+    use sqlx::postgres::PgConnectOptions;
+
+    use super::{check_local, refused_by_postgres, refused_by_sqlite};
+
+    #[test]
+    fn a_code_of_sqlite_means_the_same_with_and_without_its_details() {
+        // FULL; BUSY, BUSY_SNAPSHOT; IOERR, IOERR_WRITE, IOERR_SHMSIZE; CANTOPEN; READONLY_DBMOVED.
+        for code in ["13", "5", "517", "10", "778", "4874", "14", "1032"] {
+            assert_eq!(refused_by_sqlite(code).0, ErrorKind::Unavailable, "{code}");
+        }
+        for code in ["1", "20", "", "23505"] {
+            assert_eq!(refused_by_sqlite(code).0, ErrorKind::Internal, "{code}");
+        }
+        assert_eq!(refused_by_sqlite("267").0, ErrorKind::Corrupt);
+        assert!(refused_by_sqlite("13").1.contains("full"));
+        assert!(refused_by_postgres("53100").1.contains("full"));
+        assert_eq!(refused_by_postgres("42601").0, ErrorKind::Internal);
+    }
+
+    #[test]
+    fn a_database_across_the_network_is_refused_and_one_on_this_computer_is_not() {
+        let check = |url: &str| check_local(&PgConnectOptions::from_str(url).unwrap());
+        for url in ["%2Frun%2Fpostgresql", "localhost", "127.0.0.1", "127.9.9.9:5433", "[::1]"] {
+            assert!(check(&format!("postgres://ann:secret@{url}/collective")).is_ok(), "{url}");
+        }
+        for host in ["192.0.2.1", "db.example", "localhost.example", "127.0.0.1.example"] {
+            let error = check(&format!("postgres://ann:secret@{host}/collective")).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+            assert!(error.to_string().contains(host), "{error}");
+            assert!(!format!("{error:?}").contains("secret"), "{error:?}");
+        }
+        let elsewhere = check("postgres://localhost/collective?hostaddr=192.0.2.1");
+        assert_eq!(elsewhere.unwrap_err().kind(), ErrorKind::Invalid);
+    }
 }

@@ -52,6 +52,7 @@ fn people() -> Router<Arc<State>> {
         .route("/v1/hosts/join", post(session::join))
         .route("/v1/certificate", post(session::renew))
         .route("/v1/password", put(session::change_password))
+        .route("/v1/keybag", get(session::own_keybag))
         .route("/v1/profile", get(subscription::profile))
         .route("/v1/subscriptions", post(subscription::subscribe))
         .route("/v1/subscriptions/{id}", delete(subscription::unsubscribe))

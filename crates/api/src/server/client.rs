@@ -147,6 +147,11 @@ impl ServerClient {
         self.done(Method::PUT, "password", Some(change)).await
     }
 
+    /// Returns the keybag of who asks, to wrap it under a new password.
+    pub async fn own_keybag(&self) -> Result<Keybag> {
+        self.get("keybag").await
+    }
+
     /// Subscribes who asks to an appliance.
     pub async fn subscribe(&self, request: &SubscribeRequest) -> Result<Subscription> {
         self.post("subscriptions", request).await

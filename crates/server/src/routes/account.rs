@@ -15,6 +15,7 @@ use collective_model::{
     ApplianceName, Error, ErrorKind, GroupName, HostId, RepositoryId, Result, Timestamp, UserName,
 };
 
+use super::repository::{delete_repository, remove_objects};
 use super::session::{insert_user, store_password, stored_proof, token_hash};
 use super::{Input, absent, exists_already};
 use crate::answer::Answer;
@@ -75,7 +76,7 @@ pub async fn remove_user(
     let repositories: Vec<RepositoryId> =
         rows.iter().map(|row| row.parse(0)).collect::<Result<_>>()?;
     for id in &repositories {
-        transaction.run("delete from repositories where id = $1", &[text(id)]).await?;
+        delete_repository(&mut transaction, *id).await?;
     }
     let sql = "delete from users where name = $1 returning name";
     if transaction.run(sql, &[text(&name)]).await?.is_empty() {
@@ -84,7 +85,7 @@ pub async fn remove_user(
     state.audit(&mut transaction, &caller.audit_name(), format!("removed user {name}")).await?;
     transaction.commit().await?;
     for id in repositories {
-        super::repository::remove_objects(&state, id).await?;
+        remove_objects(&state, id).await;
     }
     Ok(())
 }
@@ -95,9 +96,14 @@ pub async fn keybag(
     Path(name): Path<UserName>,
 ) -> Answer<Json<Keybag>> {
     caller.administrator()?;
-    let rows =
-        state.database.read("select keybag from users where name = $1", &[text(&name)]).await?;
-    Ok(Json(rows.first().ok_or_else(|| absent("user", &name))?.json(0)?))
+    Ok(Json(stored_keybag(&state, &name).await?))
+}
+
+/// Reads a user's keybag, which only their password or their recovery key opens.
+pub async fn stored_keybag(state: &State, name: &UserName) -> Result<Keybag> {
+    let sql = "select keybag from users where name = $1";
+    let rows = state.database.read(sql, &[text(name)]).await?;
+    rows.first().ok_or_else(|| absent("user", name))?.json(0)
 }
 
 pub async fn set_password(

@@ -12,7 +12,7 @@ use collective_model::{ApplianceName, Error, ErrorKind, RepositoryId, Result, Si
 use collective_repository::backend::Backend;
 use collective_repository::{Descriptor, Kind, PruneOptions, Repository, Trust};
 
-use super::repository::{create_objects, insert_repository, remove_objects};
+use super::repository::{create_objects, delete_repository, insert_repository, remove_objects};
 use super::{Input, absent, exists_already};
 use crate::answer::Answer;
 use crate::caller::Caller;
@@ -79,11 +79,12 @@ pub async fn remove(
     let sql = "delete from appliances where name = $1 returning repository";
     let rows = transaction.run(sql, &[text(&name)]).await?;
     let id: RepositoryId = rows.first().ok_or_else(|| absent("appliance", &name))?.parse(0)?;
-    transaction.run("delete from repositories where id = $1", &[text(&id)]).await?;
+    delete_repository(&mut transaction, id).await?;
     let what = format!("removed appliance {name} with its repository {id}");
     state.audit(&mut transaction, &caller.audit_name(), what).await?;
     transaction.commit().await?;
-    Ok(remove_objects(&state, id).await?)
+    remove_objects(&state, id).await;
+    Ok(())
 }
 
 pub async fn verify(

@@ -361,16 +361,36 @@ pub async fn create_objects(state: &State, descriptor: &Descriptor) -> Result<()
     objects.write(&ObjectName::Descriptor, descriptor.encode().into()).await
 }
 
-/// Removes the directory of a repository whose row is gone.
-pub async fn remove_objects(state: &State, id: RepositoryId) -> Result<()> {
+/// Deletes the row of a repository and notes, in the same transaction, that its directory is to go: from then on nobody is
+/// entitled to it, and a crash before [`remove_objects`] leaves work for the next start.
+pub async fn delete_repository(transaction: &mut Transaction, id: RepositoryId) -> Result<()> {
+    let sql = "insert into removals (repository) values ($1) on conflict do nothing";
+    transaction.run(sql, &[text(&id)]).await?;
+    transaction.run("delete from repositories where id = $1", &[text(&id)]).await.map(drop)
+}
+
+/// Removes the directory of a repository whose row is gone. What cannot be removed now is removed at the next start.
+pub async fn remove_objects(state: &State, id: RepositoryId) {
+    if let Err(error) = try_remove_objects(state, id).await {
+        tracing::error!(repository = %id, "{}", error.chain());
+    }
+}
+
+async fn try_remove_objects(state: &State, id: RepositoryId) -> Result<()> {
     let path = state.repository_path(id);
     let removed = path.with_file_name(format!("{REMOVED_PREFIX}{id}"));
     let failed = || format!("cannot remove the objects of repository {id}");
-    match tokio::fs::rename(&path, &removed).await {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        renamed => renamed.or_io(failed)?,
+    // The rename takes it away from running requests at once; both steps may find the other's work done by an earlier try.
+    for done in
+        [tokio::fs::rename(&path, &removed).await, tokio::fs::remove_dir_all(&removed).await]
+    {
+        match done {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            done => done.or_io(failed)?,
+        }
     }
-    tokio::fs::remove_dir_all(&removed).await.or_io(failed)
+    let sql = "delete from removals where repository = $1";
+    state.database.write(sql, &[text(&id)]).await.map(drop)
 }
 
 /// Finishes what a crash interrupted: `latest` follows the head, and removed directories go.
@@ -390,6 +410,10 @@ pub async fn repair(state: &State, directory: &std::path::Path) -> Result<()> {
             tracing::warn!(repository = %id, %head, "`latest` is brought up to the head");
             write_latest(&objects, head).await?;
         }
+    }
+    // Only what the database says is removed: with the wrong database, every directory would look forgotten.
+    for row in state.database.read("select repository from removals", &[]).await? {
+        remove_objects(state, row.parse(0)?).await;
     }
     let failed = || format!("cannot list {}", directory.display());
     let mut entries = tokio::fs::read_dir(directory).await.or_io(failed)?;

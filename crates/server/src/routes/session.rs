@@ -194,6 +194,11 @@ pub async fn change_password(
     store_password(&state, &caller, &device.user, change).await
 }
 
+pub async fn own_keybag(Shared(state): Shared<Arc<State>>, caller: Caller) -> Answer<Json<Keybag>> {
+    let name = &caller.device()?.user;
+    Ok(Json(super::account::stored_keybag(&state, name).await?))
+}
+
 /// Stores a new password and ends all log-ins but the caller's own.
 pub async fn store_password(
     state: &State,

@@ -22,7 +22,7 @@ use serde::Deserialize;
 
 use super::Input;
 use super::account::user;
-use super::repository::{create_objects, insert_repository, remove_objects};
+use super::repository::{create_objects, delete_repository, insert_repository, remove_objects};
 use crate::answer::Answer;
 use crate::caller::{Caller, Device};
 use crate::database::{Row, Transaction, Value, text};
@@ -139,11 +139,12 @@ pub async fn unsubscribe(
     let rows = transaction.run(sql, &[text(&id)]).await?;
     let row = rows.first().ok_or_else(|| super::absent("subscription", &id))?;
     let (repository, appliance): (RepositoryId, ApplianceName) = (row.parse(0)?, row.parse(1)?);
-    transaction.run("delete from repositories where id = $1", &[text(&repository)]).await?;
+    delete_repository(&mut transaction, repository).await?;
     let what = format!("deleted their subscription to {appliance} with its user disk");
     state.audit(&mut transaction, &caller.audit_name(), what).await?;
     transaction.commit().await?;
-    Ok(remove_objects(&state, repository).await?)
+    remove_objects(&state, repository).await;
+    Ok(())
 }
 
 pub async fn take_lock(

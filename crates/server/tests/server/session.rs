@@ -19,6 +19,8 @@ on_both_databases! {
     a_token_lets_one_host_in_once_and_in_its_time
     a_revoked_device_or_host_is_refused_at_once
     a_computer_without_a_token_becomes_a_host_by_a_log_in
+    guests_may_have_the_name_of_another_guest_and_of_a_joined_host
+    a_removed_user_leaves_nothing_also_after_a_crash
     a_changed_password_ends_the_old_one_and_the_other_log_ins
     strangers_and_people_may_not_do_what_administrators_do
 }
@@ -134,6 +136,55 @@ async fn a_computer_without_a_token_becomes_a_host_by_a_log_in(world: World) {
     assert_eq!((hosts.len(), hosts[0].id, hosts[0].member), (1, joined.host, false));
 }
 
+async fn guests_may_have_the_name_of_another_guest_and_of_a_joined_host(world: World) {
+    world.peopled().await;
+    world.join("attic").await;
+    let client = world.client(None);
+    let user: UserName = "ann".parse().unwrap();
+    let parameters = client.login_parameters(&user).await.unwrap();
+    let keys = PasswordKeys::derive(PASSWORD, &parameters).unwrap();
+    let key = DeviceKey::generate().unwrap();
+    let guest = GuestHost { name: "attic".parse().unwrap(), request: key.request().unwrap() };
+    let request = LoginRequest {
+        user,
+        proof: keys.proof,
+        request: key.request().unwrap(),
+        guest: Some(guest),
+    };
+    let first = client.login(&request).await.unwrap().host.unwrap().host;
+    let second = client.login(&request).await.unwrap().host.unwrap().host;
+    assert_ne!(first, second);
+    let hosts = world.admin.hosts().await.unwrap();
+    assert!(hosts.iter().all(|host| host.name.as_str() == "attic"));
+    assert_eq!(hosts.iter().filter(|host| host.member).count(), 1);
+    assert_eq!(hosts.len(), 3);
+}
+
+async fn a_removed_user_leaves_nothing_also_after_a_crash(mut world: World) {
+    world.peopled().await;
+    let attic = world.join("attic").await;
+    let ann = world.login(&attic, "ann").await;
+    let id = ann.subscribe().await.unwrap().repository.id;
+    let repositories = world.dir.path().join("repositories");
+    let objects = repositories.join(id.to_string());
+    // Another's removal, of which a crash left everything but the transaction.
+    let crashed = repositories.join("0123456789abcdef0123456789abcdef");
+    std::fs::create_dir(&crashed).unwrap();
+    std::fs::write(crashed.join("repository.json"), "{}").unwrap();
+    assert!(objects.exists());
+    world.admin.remove_user(&"ann".parse().unwrap()).await.unwrap();
+    assert!(!objects.exists());
+    assert_eq!(ann.client.profile(None).await.unwrap_err().kind(), ErrorKind::Denied);
+    world.stop().await;
+    world.start().await.unwrap();
+    assert!(crashed.exists(), "what the database does not name is left alone");
+    world.stop().await;
+    world.sql("insert into removals values ('0123456789abcdef0123456789abcdef')").await;
+    world.start().await.unwrap();
+    assert!(!crashed.exists());
+    assert_eq!(std::fs::read_dir(&repositories).unwrap().count(), 1, "the appliance's alone");
+}
+
 async fn a_changed_password_ends_the_old_one_and_the_other_log_ins(world: World) {
     world.peopled().await;
     let attic = world.join("attic").await;
@@ -143,7 +194,8 @@ async fn a_changed_password_ends_the_old_one_and_the_other_log_ins(world: World)
     let old = PasswordKeys::derive(PASSWORD, &old).unwrap();
     let parameters = PasswordParameters::generate();
     let keys = PasswordKeys::derive("battery staple", &parameters).unwrap();
-    let keybag = world.admin.keybag(&user).await.unwrap().rewrap(&here.secret, &keys);
+    assert_eq!(attic.client.own_keybag().await.unwrap_err().kind(), ErrorKind::Denied);
+    let keybag = here.client.own_keybag().await.unwrap().rewrap(&here.secret, &keys);
     let unproved = PasswordChange { parameters, proof: keys.proof, keybag, current: None };
     let error = here.client.change_password(&unproved).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
