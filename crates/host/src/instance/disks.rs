@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use collective_api::host::Fetched;
-use collective_disk::{Export, Fetcher, Late, VersionDisk};
-use collective_model::{DiskRole, Result, Version};
+use collective_disk::{Export, Fetcher, Late, Source, VersionDisk};
+use collective_model::{BLOCK_BYTES, DiskRole, Error, ErrorKind, Result, Version};
 use collective_repository::{Descriptor, DiskReader, VersionReader};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
@@ -18,6 +19,10 @@ use crate::core::Core;
 use crate::paths::InstancePaths;
 use crate::record;
 use crate::session::Session;
+
+/// How long a start waits for what QEMU itself reads of the disks while it comes up. Without this it would hang there,
+/// and nobody could say why.
+const FIRST_BLOCKS_LIMIT: Duration = Duration::from_secs(30);
 
 /// The disks of one machine.
 pub(super) struct Disks {
@@ -70,6 +75,25 @@ impl Disks {
             let frames = system.replay(&trace).await;
             cache.pin(&pin, frames);
         })));
+    }
+
+    /// Waits until the first blocks of all disks are here.
+    ///
+    /// # Errors
+    /// `Unavailable` if they do not come.
+    pub(super) async fn first_blocks(&self) -> Result<()> {
+        let reads = async {
+            for disk in std::iter::once(&self.system).chain(self.users.values()) {
+                disk.read(0, BLOCK_BYTES as usize).await?;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(FIRST_BLOCKS_LIMIT, reads).await.unwrap_or_else(|_| {
+            let message =
+                "the first blocks of the disks do not come: the repository cannot be reached";
+            Err(Error::new(ErrorKind::Unavailable, message)
+                .with_hint("start it again when the server is back; what is cached here stays"))
+        })
     }
 
     /// Serves a version of the user disk.

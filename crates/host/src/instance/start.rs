@@ -254,6 +254,7 @@ impl Owner {
             disks.serve_user(&self.core, &session, descriptor, base).await?;
         }
         disks.replay(&version, pin_name(&self.paths)).await;
+        disks.first_blocks().await?;
         let system_bytes = manifest.disk(DiskRole::System)?.size_bytes;
         self.local_layers(&run, system_bytes).await?;
         let probed = self.core.probe().await?;
