@@ -141,5 +141,24 @@ fn a_server_is_administrated_on_its_own_socket() {
     let session = home.run(&[&login[..], &["password"]].concat());
     assert_eq!(session.code, 0, "{}", session.stderr);
     assert_eq!(home.run(&["--host", "r/host.sock", "list"]).code, 0);
+    check_own_password(&home, &login);
     assert_eq!((host.stop(), server.stop()), (0, 0));
+}
+
+/// A person who is no administrator changes their own password, and logs in with it alone.
+fn check_own_password(home: &Home, login: &[&str]) {
+    std::fs::write(home.path().join("new"), "battery staple\n").unwrap();
+    let change = |more: &[&str]| {
+        let words = ["--host", "r/host.sock", "user", "password", "--password-file", "new"];
+        home.run(&[&words[..], more].concat())
+    };
+    assert_eq!(change(&["ann", "--current-password-file", "password"]).code, 3, "another's way");
+    assert_eq!(change(&["--forget-disks", "--yes"]).code, 2);
+    assert_eq!(change(&["--current-password-file", "wrong"]).code, 3);
+    let changed = change(&["--current-password-file", "password"]);
+    assert_eq!(changed.code, 0, "{}", changed.stderr);
+    assert_eq!(home.run(&["--host", "r/host.sock", "logout"]).code, 0);
+    assert_eq!(home.run(&[login, &["password"]].concat()).code, 3);
+    let again = home.run(&[login, &["new"]].concat());
+    assert_eq!(again.code, 0, "{}", again.stderr);
 }

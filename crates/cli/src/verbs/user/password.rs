@@ -4,7 +4,7 @@ use clap::Args;
 use collective_api::ServerClient;
 use collective_api::keybag::{Keybag, PasswordKeys, RecoveryKey, UserSecret};
 use collective_api::server::PasswordChange;
-use collective_model::{Result, UserName};
+use collective_model::{Error, ErrorKind, Result, ResultExt as _, UserName};
 use serde::Serialize;
 
 use super::new_keys;
@@ -16,14 +16,16 @@ use crate::prompt::SecretSource;
 /// The user's disks are encrypted with a key that only the password and the recovery key open, so one of the two is needed
 /// besides the new password: the recovery key by default, the current password with --current-password-file. With
 /// --forget-disks neither is; then nobody can ever read the disks that the user has now, and there is a new recovery key.
+///
+/// Without a user it is your own password that is changed, with the current one; for that nobody needs to be an administrator.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  collective user password ann --recovery-key-file ann-recovery.txt\n  \
+    after_help = "Examples:\n  collective user password\n  collective user password ann --recovery-key-file ann-recovery.txt\n  \
     collective user password ann --forget-disks"
 )]
 pub struct Arguments {
-    /// Who
-    user: UserName,
+    /// Who; yourself if not given
+    user: Option<UserName>,
     /// File with the new password (`-`: stdin); asked for if not given
     #[arg(long, value_name = "FILE", value_parser = SecretSource::parse)]
     password_file: Option<SecretSource>,
@@ -55,18 +57,63 @@ struct Changed {
 }
 
 pub async fn run(arguments: Arguments, server: &ServerClient, context: &Context) -> Result<()> {
-    let user = arguments.user.clone();
+    let Some(user) = arguments.user.clone() else {
+        return change_own(&arguments, server, context).await;
+    };
     if arguments.forget_disks && !arguments.yes {
         let question = format!("Nobody will ever read the user disks of `{user}` again. Go on?");
         context.prompt.confirm_name(&question, user.as_str())?;
     }
     let bag = server.keybag(&user).await?;
-    let opener = Opener::read(&arguments, server, context).await?;
+    let opener = Opener::read(&arguments, &user, server, context).await?;
     let password = context.prompt.new_secret(arguments.password_file.as_ref(), "password")?;
     let (keys, parameters) = new_keys(&password)?;
     let (keybag, recovery) = opener.wrap(&bag, &keys)?;
     let change = PasswordChange { parameters, proof: keys.proof.clone(), keybag, current: None };
     server.set_password(&user, &change).await?;
+    say_changed(user, recovery, context);
+    Ok(())
+}
+
+/// Changes the password of who is logged in: the current one proves them, and opens their keybag.
+async fn change_own(arguments: &Arguments, server: &ServerClient, context: &Context) -> Result<()> {
+    if arguments.recovery_key_file.is_some() || arguments.forget_disks {
+        let message = "your own password is changed with the current one";
+        return Err(Error::new(ErrorKind::Invalid, message)
+            .with_hint("an administrator sets it without: `collective user password NAME`"));
+    }
+    let profile = server.profile(None).await?;
+    let (profile, _) = profile.ok_or_else(|| {
+        Error::new(ErrorKind::Internal, "the server answered that nothing changed, unasked")
+    })?;
+    let user = profile.user.name;
+    let source = arguments.current_password_file.as_ref();
+    let current = current_keys(source, &user, server, context).await?;
+    let bag = server.own_keybag().await?;
+    let wrong = || "the current password is wrong".to_owned();
+    let secret = bag.open(&current).or_error(ErrorKind::Denied, wrong)?;
+    let password = context.prompt.new_secret(arguments.password_file.as_ref(), "password")?;
+    let (keys, parameters) = new_keys(&password)?;
+    let keybag = bag.rewrap(&secret, &keys);
+    let (proof, current) = (keys.proof.clone(), Some(current.proof.clone()));
+    server.change_password(&PasswordChange { parameters, proof, keybag, current }).await?;
+    say_changed(user, None, context);
+    Ok(())
+}
+
+async fn current_keys(
+    source: Option<&SecretSource>,
+    user: &UserName,
+    server: &ServerClient,
+    context: &Context,
+) -> Result<PasswordKeys> {
+    let current =
+        context.prompt.secret_of_flag(source, "current password", "--current-password-file")?;
+    let parameters = server.login_parameters(user).await?;
+    PasswordKeys::derive(&current, &parameters)
+}
+
+fn say_changed(user: UserName, recovery: Option<RecoveryKey>, context: &Context) {
     let recovery_key = recovery.map(|key| key.to_string());
     let text = match &recovery_key {
         Some(key) => format!(
@@ -75,7 +122,6 @@ pub async fn run(arguments: Arguments, server: &ServerClient, context: &Context)
         None => format!("the password of {user} is set"),
     };
     context.output.say("password_set", &Changed { user, recovery_key }, || text);
-    Ok(())
 }
 
 /// What opens the keybag as it is.
@@ -86,14 +132,17 @@ enum Opener {
 }
 
 impl Opener {
-    async fn read(arguments: &Arguments, server: &ServerClient, context: &Context) -> Result<Self> {
+    async fn read(
+        arguments: &Arguments,
+        user: &UserName,
+        server: &ServerClient,
+        context: &Context,
+    ) -> Result<Self> {
         if arguments.forget_disks {
             return Ok(Self::Nothing);
         }
         if let Some(source) = &arguments.current_password_file {
-            let current = context.prompt.secret(Some(source), "current password")?;
-            let parameters = server.login_parameters(&arguments.user).await?;
-            return Ok(Self::Current(PasswordKeys::derive(&current, &parameters)?));
+            return current_keys(Some(source), user, server, context).await.map(Self::Current);
         }
         let key = context.prompt.secret_of_flag(
             arguments.recovery_key_file.as_ref(),
