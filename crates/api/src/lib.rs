@@ -8,6 +8,7 @@
 
 pub mod failure;
 pub mod host;
+mod http;
 pub mod identity;
 pub mod keybag;
 pub mod secret;

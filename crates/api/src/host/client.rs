@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use collective_model::{ApplianceName, Error, ErrorKind, OperationId, Result, ResultExt, UserName};
+use reqwest::header::HeaderMap;
 use reqwest::{Method, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,7 +17,7 @@ use super::{
     HostStatus, JoinRequest, LoginRequest, LogoutRequest, Operation, OperationState, Session,
     StartRequest, StopRequest, USER_HEADER, UndoRequest, Versions,
 };
-use crate::failure;
+use crate::{failure, http};
 
 /// The name in URLs that go through the socket; it is never resolved.
 const BASE: &str = "http://collective-host";
@@ -35,19 +36,7 @@ impl HostClient {
     /// # Errors
     /// `Internal` if the HTTP stack cannot be set up.
     pub fn new(socket: &Path) -> Result<Self> {
-        // The stack wants a TLS set-up although a Unix socket has no TLS; an empty one reads no certificates.
-        let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .or_error(ErrorKind::Internal, || "cannot set up the HTTP client".to_owned())?
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth();
-        let http = reqwest::Client::builder()
-            .unix_socket(socket)
-            .no_proxy()
-            .tls_backend_preconfigured(tls)
-            .build()
-            .or_error(ErrorKind::Internal, || "cannot set up the HTTP client".to_owned())?;
+        let http = http::over_socket(socket, HeaderMap::new())?;
         Ok(Self { socket: socket.to_owned(), http, user: None })
     }
 

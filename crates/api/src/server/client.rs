@@ -9,7 +9,7 @@ use collective_model::{
     SubscriptionId, UserName,
 };
 use reqwest::header::{ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
-use reqwest::{ClientBuilder, Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -19,14 +19,12 @@ use super::{
     LoginRequest, PasswordChange, Profile, PruneReport, PruneRequest, RenewLock, RenewRequest,
     ServerInfo, SubscribeRequest, Subscription, TakeLock, Token, TokenCreated, User, VerifyReport,
 };
-use crate::failure;
 use crate::host::{HostClient, USER_HEADER};
 use crate::identity::Identity;
 use crate::keybag::{Keybag, PasswordParameters};
 use crate::trust::{self, Anchor, ServerAddress};
+use crate::{failure, http};
 
-/// How long a connection may take to be made.
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How long the server may take over an ordinary request; repositories and long work have limits of their own.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// How long it may take to check or prune a whole repository.
@@ -56,7 +54,7 @@ impl ServerClient {
         identity: Option<&Identity>,
     ) -> Result<Self> {
         let tls = anchor.client_config(identity)?;
-        let http = finish(reqwest::Client::builder().tls_backend_preconfigured(tls))?;
+        let http = http::over_tls(tls)?;
         let pinned = Some(Arc::new((address.clone(), anchor.clone())));
         Ok(Self { http, base: address.base(), pinned })
     }
@@ -66,7 +64,7 @@ impl ServerClient {
     /// # Errors
     /// `Internal` if the HTTP stack cannot be set up.
     pub fn unix(socket: &Path) -> Result<Self> {
-        let http = finish(plain(reqwest::Client::builder().unix_socket(socket))?)?;
+        let http = http::over_socket(socket, HeaderMap::new())?;
         Ok(Self { http, base: SOCKET_BASE.to_owned(), pinned: None })
     }
 
@@ -81,9 +79,8 @@ impl ServerClient {
                 .or_error(ErrorKind::Invalid, || format!("`{user}` fits no header"))?;
             headers.insert(USER_HEADER, value);
         }
-        let builder =
-            reqwest::Client::builder().unix_socket(host.socket()).default_headers(headers);
-        Ok(Self { http: finish(plain(builder)?)?, base: host.server_base(), pinned: None })
+        let http = http::over_socket(host.socket(), headers)?;
+        Ok(Self { http, base: host.server_base(), pinned: None })
     }
 
     /// Returns the HTTP client, for `repository::backend::Http`.
@@ -402,25 +399,6 @@ async fn bounded(path: &str, mut response: Response) -> Result<Vec<u8>> {
         bytes.extend_from_slice(&chunk);
     }
     Ok(bytes)
-}
-
-/// The stack wants a TLS set-up also where there is no TLS; one without roots reads no certificates.
-fn plain(builder: ClientBuilder) -> Result<ClientBuilder> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .or_error(ErrorKind::Internal, || "cannot set up the HTTP client".to_owned())?
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth();
-    Ok(builder.tls_backend_preconfigured(tls))
-}
-
-fn finish(builder: ClientBuilder) -> Result<reqwest::Client> {
-    builder
-        .no_proxy()
-        .connect_timeout(CONNECT_LIMIT)
-        .build()
-        .or_error(ErrorKind::Internal, || "cannot set up the HTTP client".to_owned())
 }
 
 #[cfg(test)]
