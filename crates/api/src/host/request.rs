@@ -66,7 +66,7 @@ impl fmt::Debug for LoginRequest {
 pub struct LogoutRequest {
     /// Who.
     pub user: UserName,
-    /// Log out although appliances run or changes wait to be backed up; they wait for the next log-in.
+    /// Log out although changes wait to be backed up; they wait for the next log-in. Appliances must be stopped first.
     #[serde(default)]
     pub force: bool,
 }
