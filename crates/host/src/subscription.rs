@@ -156,6 +156,13 @@ impl Subscription {
         self.publishing = None;
     }
 
+    /// Tells whether the publication under way makes something else of the disk than `base` and the layers: no guest can
+    /// start before it is committed.
+    pub(crate) fn is_replaced(&self) -> bool {
+        let what = self.publishing.as_ref().map(|publishing| publishing.what);
+        matches!(what, Some(What::Template | What::Undo(_)))
+    }
+
     /// How many of the layers the publication under way takes.
     pub(crate) fn published_layers(&self) -> usize {
         match self.publishing.as_ref().map(|publishing| publishing.what) {

@@ -183,6 +183,11 @@ impl Owner {
                     ErrorKind::Unavailable,
                     "the server cannot be asked for the user disk's latest version",
                 )),
+                (None, Want::Open) if disk.is_replaced() => Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "an undo of the user disk is under way, and the server cannot be asked about it",
+                )
+                .with_hint("start again when the server is there")),
                 _ => Ok(false),
             };
         };

@@ -245,10 +245,6 @@ impl Owner {
             user_disk: disk.map(|disk| disk.repository.clone()),
             started: now(),
         };
-        if let Some(number) = disk.filter(|disk| disk.layers.is_empty()).map(|disk| disk.next_layer)
-        {
-            self.add_layer(number).await?;
-        }
         let mut disks = Disks::open(&self.core, &self.paths, &run, &version).await?;
         if let (Some(base), Some(descriptor)) = (run.user_base, &run.user_disk) {
             disks.serve_user(&self.core, &session, descriptor, base).await?;

@@ -89,11 +89,15 @@ pub(crate) fn next(record: &Subscription, facts: &Facts) -> Option<Step> {
         return Some(freeze);
     }
     if record.publishing.is_some() {
-        return under_way(record, facts.head.as_ref()?);
+        return match (&facts.head, facts.want) {
+            (Some(head), _) => under_way(record, head),
+            (None, Want::Open) => own_layer(record),
+            (None, _) => None,
+        };
     }
     match facts.want {
         Want::Rest => None,
-        Want::Open => open(record, facts.head.as_ref()),
+        Want::Open => open(record, facts.head.as_ref()).or_else(|| own_layer(record)),
         Want::Backup => backup(record, facts),
         Want::Undo(version) => backup(record, facts)
             .or_else(|| open(record, facts.head.as_ref()))
@@ -132,7 +136,14 @@ fn under_way(record: &Subscription, head: &Head) -> Option<Step> {
     })
 }
 
-/// What lies between the record and a disk that can be started.
+/// A guest writes to a layer of its own: never to one that a publication takes, which is deleted once it is published.
+fn own_layer(record: &Subscription) -> Option<Step> {
+    let has_none = record.layers.len() == record.published_layers();
+    (has_none && record.base.is_some() && !record.is_replaced())
+        .then_some(Step::AddLayer(record.next_layer))
+}
+
+/// What lies between the record and a disk on the repository's head.
 fn open(record: &Subscription, head: Option<&Head>) -> Option<Step> {
     let head = head?;
     if head.version == record.base && record.base.is_some() {

@@ -7,7 +7,7 @@ use collective_model::{Epoch, RepositoryId, SubscriptionId, Timestamp, Version};
 use collective_repository::{Descriptor, Kind, RepositorySecret};
 use proptest::collection::vec;
 use proptest::prelude::{Strategy, any, prop_oneof};
-use proptest::proptest;
+use proptest::{proptest, test_runner::Config as ProptestConfig};
 
 use super::{Facts, Guest, Head, Step, Subscription, Want, What, next};
 
@@ -213,11 +213,10 @@ impl World {
             return;
         }
         self.pursue(Want::Open);
-        if self.record.base.is_none() || self.record.publishing.is_some() {
-            return;
-        }
-        if self.record.layers.is_empty()
-            && self.perform(Step::AddLayer(self.record.next_layer)).is_err()
+        // As the host: without the server, a start goes on with what is here.
+        if next(&self.record, &self.facts(Want::Open)).is_some()
+            || self.record.layers.is_empty()
+            || self.record.base.is_none()
         {
             return;
         }
@@ -271,6 +270,7 @@ impl World {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
     #[test]
     fn no_write_is_lost_or_published_twice_wherever_the_daemon_dies(deeds in deeds()) {
         let mut world = World::new();
@@ -333,6 +333,25 @@ fn an_own_commit_is_known_after_a_crash_and_anothers_is_not_taken_for_it() {
     let facts = |id| Facts { head: head(4, id), ..Facts::default() };
     assert_eq!(next(&record, &facts("mine")), Some(Step::Settle(Version::new(4).unwrap())));
     assert!(matches!(next(&record, &facts("theirs")), Some(Step::Lose(_))));
+}
+
+#[test]
+fn a_guest_never_writes_to_a_layer_that_is_being_published() {
+    let mut record = record_on(3, &[4]);
+    record.begun("mine".to_owned(), What::Layers(1));
+    let facts = Facts { want: Want::Open, ..Facts::default() };
+    assert_eq!(next(&record, &facts), Some(Step::AddLayer(5)));
+    record.layer_added(5);
+    assert_eq!(next(&record, &facts), None);
+}
+
+#[test]
+fn without_the_server_no_guest_starts_on_a_disk_that_an_undo_replaces() {
+    let mut record = record_on(3, &[]);
+    record.begun("mine".to_owned(), What::Undo(Version::FIRST));
+    let facts = Facts { want: Want::Open, ..Facts::default() };
+    assert_eq!(next(&record, &facts), None);
+    assert!(record.is_replaced());
 }
 
 #[test]

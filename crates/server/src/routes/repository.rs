@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use axum::extract::{Path, Query, State as Shared};
 use axum::http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use axum::http::{HeaderMap, StatusCode};
@@ -37,6 +37,8 @@ use crate::state::State;
 const PIECE_BYTES: u64 = 1 << 20;
 /// Bytes of an upload that are hashed and written at a time.
 const GATHER_BYTES: usize = 1 << 20;
+/// Bytes of a refused upload that are read all the same; a whole pack is less.
+const DISCARDED_BYTES: u64 = 96 << 20;
 /// No byte of an upload for this long, and it is given up.
 const STALL: Duration = Duration::from_secs(60);
 /// Objects whose size is looked up at a time before a publication.
@@ -136,25 +138,50 @@ pub async fn write(
         return Err(denied(id).into());
     }
     let epoch = epoch_of(&headers)?;
+    let mut pieces = body.into_data_stream();
+    let written = take(&state, &access, name, epoch, &mut pieces).await;
+    if written.is_err() {
+        discard(&name, &mut pieces).await;
+    }
+    Ok(written?)
+}
+
+async fn take(
+    state: &State,
+    access: &Access,
+    name: ObjectName,
+    epoch: Epoch,
+    pieces: &mut BodyDataStream,
+) -> Result<()> {
+    let id = access.descriptor.id;
     if let Some(device) = &access.locked_by {
-        lock::check(&peek_lock(&state, id).await?, device.host.id, epoch)?;
+        lock::check(&peek_lock(state, id).await?, device.host.id, epoch)?;
     }
     match name {
         ObjectName::Manifest(version) => {
-            let manifest = gather(&name, body).await?;
-            publish(&state, &access, Commit { version, manifest, epoch }).await?;
+            let manifest = gather(&name, pieces).await?;
+            publish(state, access, Commit { version, manifest, epoch }).await
         }
         ObjectName::Part { version, .. } if access.head.is_none_or(|head| version > head) => {
-            receive(&state, id, name, body).await?;
+            receive(state, id, name, pieces).await
         }
-        ObjectName::Pack(_) => receive(&state, id, name, body).await?,
-        ObjectName::Descriptor if gather(&name, body).await? == access.descriptor.encode() => {}
+        ObjectName::Pack(_) => receive(state, id, name, pieces).await,
+        ObjectName::Descriptor if gather(&name, pieces).await? == access.descriptor.encode() => {
+            Ok(())
+        }
         _ => {
             let message = format!("{name} cannot be written: it is published, or the server's own");
-            return Err(Error::new(ErrorKind::Conflict, message).into());
+            Err(Error::new(ErrorKind::Conflict, message))
         }
     }
-    Ok(())
+}
+
+/// Reads what is left of a refused upload: who still writes when the connection closes never reads why.
+async fn discard(name: &ObjectName, pieces: &mut BodyDataStream) {
+    let mut left_bytes = name.limit_bytes().min(DISCARDED_BYTES);
+    while let (1.., Ok(Some(piece))) = (left_bytes, next_piece(name, pieces).await) {
+        left_bytes = left_bytes.saturating_sub(piece.len() as u64);
+    }
 }
 
 /// Decides what a caller may do with a repository; who may do nothing learns nothing.
@@ -215,10 +242,9 @@ fn epoch_of(headers: &HeaderMap) -> Result<Epoch> {
 }
 
 /// Takes a small object in as a whole.
-async fn gather(name: &ObjectName, body: Body) -> Result<Bytes> {
+async fn gather(name: &ObjectName, pieces: &mut BodyDataStream) -> Result<Bytes> {
     let mut bytes = BytesMut::new();
-    let mut pieces = body.into_data_stream();
-    while let Some(piece) = next_piece(name, &mut pieces).await? {
+    while let Some(piece) = next_piece(name, pieces).await? {
         bytes.extend_from_slice(&piece);
         check_size(name, bytes.len() as u64)?;
     }
@@ -226,15 +252,19 @@ async fn gather(name: &ObjectName, body: Body) -> Result<Bytes> {
 }
 
 /// Takes an object in piece by piece. A pack must have the hash that is its name; what does not fit leaves nothing behind.
-async fn receive(state: &State, id: RepositoryId, name: ObjectName, body: Body) -> Result<()> {
+async fn receive(
+    state: &State,
+    id: RepositoryId,
+    name: ObjectName,
+    pieces: &mut BodyDataStream,
+) -> Result<()> {
     let _turn = state.turn(&state.uploads).await?;
     let mut incoming = state.objects(id)?.receive(name).await?;
     let mut hasher = blake3::Hasher::new();
     let mut size_bytes = 0;
     let mut gathered = BytesMut::with_capacity(GATHER_BYTES);
-    let mut pieces = body.into_data_stream();
     loop {
-        let piece = next_piece(&name, &mut pieces).await?;
+        let piece = next_piece(&name, pieces).await?;
         let last = piece.is_none();
         if let Some(piece) = piece {
             size_bytes += piece.len() as u64;
@@ -259,10 +289,7 @@ async fn receive(state: &State, id: RepositoryId, name: ObjectName, body: Body) 
     incoming.keep().await
 }
 
-async fn next_piece(
-    name: &ObjectName,
-    pieces: &mut axum::body::BodyDataStream,
-) -> Result<Option<Bytes>> {
+async fn next_piece(name: &ObjectName, pieces: &mut BodyDataStream) -> Result<Option<Bytes>> {
     let cut = || format!("the upload of {name} was cut off");
     let piece = tokio::time::timeout(STALL, pieces.next());
     let piece = piece.await.or_error(ErrorKind::Unavailable, cut)?;

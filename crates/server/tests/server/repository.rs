@@ -31,6 +31,8 @@ on_both_databases! {
 }
 
 const DISK_BYTES: u64 = 1 << 20;
+/// More than the buffers between a client and its server.
+const LARGE_BYTES: usize = 40 << 20;
 
 async fn what_an_administrator_publishes_an_entitled_person_reads_and_nobody_else(world: World) {
     let key = world.peopled().await;
@@ -149,6 +151,9 @@ async fn a_host_that_lost_the_lock_can_neither_upload_nor_publish(world: World) 
     let name = ObjectName::Pack(Digest([7; 32]));
     let error = elsewhere.write(&name, Bytes::new()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict, "another's number is no right");
+    let large = backend(&ann.client, subscription.repository.id, first.0);
+    let error = large.write(&name, vec![1; LARGE_BYTES].into()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "who still writes is told too: {error:?}");
 
     let there = too.open(&subscription, second).await;
     let published = publish(&there, &key, DiskRole::User, second, 3).await.unwrap();
