@@ -5,11 +5,14 @@
 //! fewer rounds and stays under five minutes once the appliance is built.
 
 mod boot;
+mod cold;
 mod export;
+mod link;
 mod publish;
 mod report;
 mod sample;
 mod scene;
+mod web;
 
 use anyhow::Result;
 
@@ -21,8 +24,9 @@ async fn main() -> Result<()> {
     let quick = std::env::var("QUICK").is_ok_and(|value| !matches!(value.as_str(), "" | "0"));
     let scene = Scene::set(quick).await?;
     let mut report = Report::default();
-    let version = publish::measure(&scene, &mut report).await?;
+    let (descriptor, version) = publish::measure(&scene, &mut report).await?;
     export::measure(&scene, &version, &mut report).await?;
-    boot::measure(&scene, &version, &mut report).await?;
+    let local_seconds = boot::measure(&scene, &version, &mut report).await?;
+    cold::measure(&scene, &descriptor, &version, local_seconds, &mut report).await?;
     report.finish(&scene)
 }

@@ -21,7 +21,7 @@ use crate::sample::Sample;
 use crate::scene::{Scene, chain};
 
 /// Publishes the appliance's system disk a few times, and returns the last result with its boot trace.
-pub async fn measure(scene: &Scene, report: &mut Report) -> Result<VersionReader> {
+pub async fn measure(scene: &Scene, report: &mut Report) -> Result<(Descriptor, VersionReader)> {
     let trace = boot::record(scene).await?;
     let mut rate = Sample::default();
     let mut wall = Sample::default();
@@ -43,7 +43,7 @@ pub async fn measure(scene: &Scene, report: &mut Report) -> Result<VersionReader
     report.add(Row { id: "publish.wall", unit: "MB/s", goal: "-" }, &wall, &[]);
     stored(scene, &last.published, report)?;
     let version = last.repository.version(Version::FIRST).await.map_err(chain)?;
-    Ok(version)
+    Ok((last.repository.descriptor().clone(), version))
 }
 
 struct Round {

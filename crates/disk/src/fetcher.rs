@@ -11,6 +11,7 @@
 
 mod flight;
 mod late;
+mod pace;
 mod turns;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,10 +41,6 @@ const REPLAY_ATTEMPTS: u32 = 5;
 pub struct FetchSettings {
     /// Fetches at once of what guests wait for.
     pub demand_places: usize,
-    /// Fetches at once of what a trace foretells.
-    pub replay_places: usize,
-    /// Stored bytes in one fetch of a replay: small enough that a demand for one of them does not wait long.
-    pub replay_bytes: u64,
     /// The pause after a first failure; it doubles with every further one.
     pub first_pause: Duration,
     /// The longest pause.
@@ -56,8 +53,6 @@ impl Default for FetchSettings {
     fn default() -> Self {
         Self {
             demand_places: 16,
-            replay_places: 4,
-            replay_bytes: 1024 * 1024,
             first_pause: Duration::from_millis(200),
             longest_pause: Duration::from_secs(5),
             late_after: Duration::from_secs(5),
@@ -109,6 +104,15 @@ struct Counters {
     failures: AtomicU64,
 }
 
+/// Why frames are fetched that nobody waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// A trace says that a guest will want them.
+    Replay,
+    /// Somebody wishes them to be here.
+    Prefetch,
+}
+
 /// A reader that may be exchanged while it is used, and counts what came through it.
 #[derive(Debug)]
 pub(crate) struct Origin {
@@ -131,17 +135,6 @@ impl Origin {
         self.reader.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Fetches frames; all of them, and each as long as it must be.
-    async fn fetch(&self, frames: &[FrameRef]) -> Result<Vec<Bytes>> {
-        let plains = self.reader().fetch(frames).await?;
-        let whole = plains.len() == frames.len()
-            && plains.iter().zip(frames).all(|(plain, frame)| plain.len() == frame.plain_bytes());
-        if whole {
-            return Ok(plains);
-        }
-        Err(Error::new(ErrorKind::Corrupt, "a fetch brought other frames than it was asked for"))
-    }
-
     pub fn exchange(&self, reader: DiskReader) {
         *self.reader.write().unwrap_or_else(PoisonError::into_inner) = reader;
     }
@@ -159,7 +152,7 @@ impl Fetcher {
                 cache,
                 settings,
                 runtime: Handle::current(),
-                turns: Arc::new(Turns::new(settings.demand_places, settings.replay_places)),
+                turns: Arc::new(Turns::new(settings.demand_places)),
                 flights: Flights::default(),
                 homeless: Homeless::default(),
                 waits: Waits::default(),
@@ -200,8 +193,9 @@ impl Fetcher {
         }
     }
 
-    pub(crate) fn settings(&self) -> &FetchSettings {
-        &self.inner.settings
+    /// Stored bytes that one request ahead should ask for now.
+    pub(crate) fn request_bytes(&self) -> u64 {
+        self.inner.turns.request_bytes()
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
@@ -249,21 +243,35 @@ impl Fetcher {
         }
     }
 
-    /// Fetches frames ahead, none that is here or on its way; returns when all have come or were given up.
-    ///
-    /// Dropping the future ends the fetch.
-    pub(crate) async fn replay(&self, origin: &Arc<Origin>, frames: &[FrameRef]) {
-        let turn = self.inner.turns.take(Class::Replay).await;
+    /// Waits for a turn and sets frames off that nobody waits for, none that is here or on its way. The flight is over when
+    /// all have come or were given up; dropping `flights` ends it.
+    pub(crate) async fn ahead(
+        &self,
+        origin: &Arc<Origin>,
+        frames: &[FrameRef],
+        why: Why,
+        flights: &mut JoinSet<()>,
+    ) {
         let missing = frames.iter().filter(|frame| !self.inner.cache.contains(&frame.hash));
-        let batch = self.inner.take_off(&missing.copied().collect::<Vec<_>>());
-        if batch.is_empty() {
+        let missing: Vec<_> = missing.copied().collect();
+        if missing.is_empty() {
             return;
         }
-        let (inner, origin) = (Arc::clone(&self.inner), Arc::clone(origin));
-        let mut flying = JoinSet::new();
-        let flight = inner.fly(origin, batch, Class::Replay, Some(turn));
-        flying.spawn_on(flight, &self.inner.runtime);
-        flying.join_next().await;
+        let class = match why {
+            Why::Replay => Class::Replay,
+            Why::Prefetch => Class::Prefetch,
+        };
+        let turn = self.inner.turns.take(class, stored_bytes(&missing)).await;
+        // Some may have come while this stood in line.
+        let batch = self.inner.take_off(&missing);
+        let batch: Vec<_> = batch
+            .into_iter()
+            .filter(|aloft| !self.inner.cache.contains(&aloft.frame.hash))
+            .collect();
+        if !batch.is_empty() {
+            let flight = Arc::clone(&self.inner).fly(Arc::clone(origin), batch, class, Some(turn));
+            flights.spawn_on(flight, &self.inner.runtime);
+        }
     }
 
     /// Runs a call until it succeeds; the wait says why it does not.
@@ -311,23 +319,23 @@ impl Inner {
     async fn fly(
         self: Arc<Self>,
         origin: Arc<Origin>,
-        batch: Vec<Aloft>,
+        mut batch: Vec<Aloft>,
         class: Class,
         mut turn: Option<Turn>,
     ) {
-        let frames: Vec<_> = batch.iter().map(|aloft| aloft.frame).collect();
         let mut pause = self.settings.first_pause;
         for attempt in 1_u32.. {
             let held = match turn.take() {
                 Some(turn) => turn,
-                None => self.turns.take(class).await,
+                None => {
+                    let frames: Vec<_> = batch.iter().map(|aloft| aloft.frame).collect();
+                    self.turns.take(class, stored_bytes(&frames)).await
+                }
             };
-            let fetched = origin.fetch(&frames).await;
+            let (left, error) = self.fetch(&origin, batch).await;
+            batch = left;
+            let Some(error) = error else { return held.answered() };
             drop(held);
-            let error = match fetched {
-                Ok(plains) => return self.land(&origin, batch, plains).await,
-                Err(error) => error,
-            };
             self.count(&self.counters.failures, 1);
             tracing::debug!("frames are late: {}", error.chain());
             let reason = reason(&error);
@@ -345,6 +353,37 @@ impl Inner {
         }
     }
 
+    /// Fetches frames once, each of which lands as soon as it is there; returns those that did not come, and why.
+    async fn fetch(&self, origin: &Origin, batch: Vec<Aloft>) -> (Vec<Aloft>, Option<Error>) {
+        let frames: Vec<_> = batch.iter().map(|aloft| aloft.frame).collect();
+        let mut left: Vec<_> = batch.into_iter().map(Some).collect();
+        let mut arriving = origin.reader().fetch_each(&frames);
+        let mut storing = JoinSet::new();
+        let mut failure = None;
+        while let Some(arrived) = arriving.next().await {
+            match arrived {
+                Ok((place, plain)) if plain.len() == frames[place].plain_bytes() => {
+                    if let Some(aloft) = left[place].take() {
+                        self.land(origin, aloft, plain, &mut storing);
+                    }
+                }
+                Ok(_) => failure = Some(Error::new(ErrorKind::Corrupt, "a frame is cut short")),
+                Err(error) => failure = Some(error),
+            }
+            if failure.is_some() {
+                break;
+            }
+        }
+        // What was cut short is not in the cache, which costs another fetch.
+        while storing.join_next().await.is_some() {}
+        let left: Vec<_> = left.into_iter().flatten().collect();
+        if !left.is_empty() && failure.is_none() {
+            failure =
+                Some(Error::new(ErrorKind::Corrupt, "a fetch brought fewer frames than asked for"));
+        }
+        (left, failure)
+    }
+
     /// Lets each frame fly by itself. Boxed, because a flight that parts holds flights.
     fn part(
         self: Arc<Self>,
@@ -359,28 +398,26 @@ impl Inner {
         Box::pin(flights.collect())
     }
 
-    /// Hands frames to those who wait, and then to the cache.
-    async fn land(&self, origin: &Origin, batch: Vec<Aloft>, plains: Vec<Bytes>) {
-        for (aloft, plain) in batch.iter().zip(&plains) {
-            // Counted first: who waits may look at the figures as soon as the frame is there.
-            let stored_bytes = u64::from(aloft.frame.stored_bytes);
-            self.count(&self.counters.fetched_bytes, stored_bytes);
-            self.count(&self.counters.fetched_frames, 1);
-            self.count(&origin.fetched_bytes, stored_bytes);
-            self.count(&origin.fetched_plain_bytes, plain.len() as u64);
-            aloft.land(plain.clone());
-        }
-        let hashes: Vec<_> = batch.iter().map(|aloft| aloft.frame.hash).collect();
+    /// Hands a frame to those who wait, and then to the cache; its flight is over when it is there.
+    fn land(&self, origin: &Origin, aloft: Aloft, plain: Bytes, storing: &mut JoinSet<()>) {
+        // Counted first: who waits may look at the figures as soon as the frame is there.
+        let stored_bytes = u64::from(aloft.frame.stored_bytes);
+        self.count(&self.counters.fetched_bytes, stored_bytes);
+        self.count(&self.counters.fetched_frames, 1);
+        self.count(&origin.fetched_bytes, stored_bytes);
+        self.count(&origin.fetched_plain_bytes, plain.len() as u64);
+        aloft.land(plain.clone());
         let (cache, homeless) = (self.cache.clone(), self.homeless.clone());
-        let storing = self.runtime.spawn_blocking(move || {
-            for (hash, plain) in hashes.into_iter().zip(plains) {
+        storing.spawn_blocking_on(
+            move || {
+                let hash = aloft.frame.hash;
                 if !cache.insert(hash, &plain) {
                     homeless.keep(hash, plain);
                 }
-            }
-        });
-        // If it was cut short the frames are not in the cache, which costs another fetch.
-        let _ = storing.await;
+                drop(aloft);
+            },
+            &self.runtime,
+        );
     }
 
     async fn pause(&self, pause: &mut Duration) {
@@ -392,6 +429,10 @@ impl Inner {
     fn count(&self, counter: &AtomicU64, amount: u64) {
         counter.fetch_add(amount, Ordering::Relaxed);
     }
+}
+
+fn stored_bytes(frames: &[FrameRef]) -> u64 {
+    frames.iter().map(|frame| u64::from(frame.stored_bytes)).sum()
 }
 
 /// Why a frame is late, in the words of a person who waits for it; the log has the details.

@@ -17,20 +17,20 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use collective_model::{BLOCK_BYTES, BlockRange, Digest, Result};
 use collective_repository::{DiskReader, Extent, ExtentData, FrameRef, Trace};
-use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use self::map::{FramePart, Map};
 use crate::cache::CacheRead;
-use crate::fetcher::{Fetcher, Late, Origin, ReadWait, Waits};
+use crate::fetcher::{Fetcher, Late, Origin, ReadWait, Waits, Why};
 use crate::source::{Source, StatusExtent, push_extent};
 
 /// Blocks of the map that are looked up at once for block status and replay: 256 MiB of the disk.
 const LOOK_BLOCKS: u64 = 64 * 1024;
-/// Frames that one replay brings, at most: 64 GiB of the largest usual frames.
-const REPLAY_FRAMES: usize = 1 << 18;
-/// Frames in one fetch of a replay, at most, however small they are.
-const REPLAY_BATCH: usize = 64;
+/// Frames that are brought ahead at once, at most: 256 GiB of the largest usual frames, and 64 MiB of memory for their names.
+const AHEAD_FRAMES: usize = 1 << 20;
+/// Frames in one fetch ahead, at most, however small they are.
+const AHEAD_BATCH: usize = 64;
 
 /// What came and went through a disk since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,33 +109,49 @@ impl VersionDisk {
     ///
     /// Returns when all is there, or was given up because it is damaged. Dropping the future ends the replay.
     pub async fn replay(&self, trace: &Trace) -> Vec<Digest> {
-        let mut known = HashSet::new();
-        let mut frames = Vec::new();
-        let mut batch = Vec::new();
-        let mut fetches = FuturesUnordered::new();
-        for range in self.looks(trace) {
+        self.bring(&trace.ranges, Why::Replay, |_| ()).await
+    }
+
+    /// Brings all of the disk into the cache, after everything that is more urgent; returns its frames, for pinning. What
+    /// is here already is not fetched again, so this goes on where it was cut short. `progress` hears how many blocks of
+    /// the disk were gone through.
+    pub async fn complete(&self, progress: impl Fn(u64) + Send) -> Vec<Digest> {
+        self.bring(&[self.inner.blocks()], Why::Prefetch, progress).await
+    }
+
+    async fn bring(
+        &self,
+        ranges: &[BlockRange],
+        why: Why,
+        progress: impl Fn(u64) + Send,
+    ) -> Vec<Digest> {
+        let (mut known, mut frames, mut batch) = (HashSet::new(), Vec::new(), Vec::new());
+        let (fetcher, origin) = (&self.inner.fetcher, &self.inner.origin);
+        let mut flights = JoinSet::new();
+        let mut blocks = 0;
+        for range in self.looks(ranges) {
             for frame in self.frames_of(range).await {
-                if known.len() < REPLAY_FRAMES && known.insert(frame.hash) {
+                if known.len() < AHEAD_FRAMES && known.insert(frame.hash) {
                     frames.push(frame.hash);
                     batch.push(frame);
                 }
                 if self.is_full(&batch) {
-                    fetches.push(self.fetch_ahead(std::mem::take(&mut batch)));
+                    fetcher.ahead(origin, &std::mem::take(&mut batch), why, &mut flights).await;
                 }
-                while fetches.len() > self.inner.fetcher.settings().replay_places {
-                    fetches.next().await;
-                }
+                while flights.try_join_next().is_some() {}
             }
+            blocks += range.count;
+            progress(blocks);
         }
-        fetches.push(self.fetch_ahead(batch));
-        while fetches.next().await.is_some() {}
+        fetcher.ahead(origin, &batch, why, &mut flights).await;
+        while flights.join_next().await.is_some() {}
         frames
     }
 
-    /// The ranges of a trace as far as they lie on the disk, in parts that are looked up at once.
-    fn looks(&self, trace: &Trace) -> impl Iterator<Item = BlockRange> {
+    /// Ranges as far as they lie on the disk, in parts that are looked up at once.
+    fn looks(&self, ranges: &[BlockRange]) -> impl Iterator<Item = BlockRange> {
         let disk = self.inner.blocks();
-        trace.ranges.iter().flat_map(move |range| {
+        ranges.iter().flat_map(move |range| {
             let range = range.intersection(disk);
             (range.start..range.end())
                 .step_by(LOOK_BLOCKS as usize)
@@ -156,11 +172,7 @@ impl VersionDisk {
 
     fn is_full(&self, batch: &[FrameRef]) -> bool {
         let bytes: u64 = batch.iter().map(|frame| u64::from(frame.stored_bytes)).sum();
-        bytes >= self.inner.fetcher.settings().replay_bytes || batch.len() >= REPLAY_BATCH
-    }
-
-    async fn fetch_ahead(&self, batch: Vec<FrameRef>) {
-        self.inner.fetcher.replay(&self.inner.origin, &batch).await;
+        bytes >= self.inner.fetcher.request_bytes() || batch.len() >= AHEAD_BATCH
     }
 }
 

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use collective_model::{Error, ErrorKind, Result, Version};
-use collective_repository::backend::{Backend, Commit, Exclusive, Listed, ObjectName};
+use collective_repository::backend::{Backend, Commit, Exclusive, Listed, ObjectName, Pieces};
+use futures::stream::{self, StreamExt};
 
 use crate::record;
 
@@ -95,6 +96,14 @@ impl Backend for Replica {
             (Some(bytes), Some(range)) => slice(name, &bytes, range),
             (None, range) => self.real.read(name, range).await,
         }
+    }
+
+    async fn stream(&self, name: &ObjectName, range: Range<u64>) -> Result<Pieces> {
+        if !Self::copied(name) {
+            return self.real.stream(name, range).await;
+        }
+        let bytes = self.read(name, Some(range)).await?;
+        Ok(stream::once(std::future::ready(Ok(bytes))).boxed())
     }
 
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {

@@ -19,6 +19,7 @@ use std::ops::Range;
 use async_trait::async_trait;
 use bytes::Bytes;
 use collective_model::{Epoch, Error, ErrorKind, Result, Timestamp, Version};
+use futures::stream::{self, BoxStream, StreamExt};
 use serde::{Deserialize, Serialize};
 
 pub use directory::Directory;
@@ -29,6 +30,9 @@ pub use incoming::Incoming;
 pub use memory::Memory;
 pub use name::{ObjectName, PartKind};
 
+/// The bytes of a range, as they come.
+pub type Pieces = BoxStream<'static, Result<Bytes>>;
+
 /// Keeps the objects of one repository.
 #[async_trait]
 pub trait Backend: Send + Sync + Debug {
@@ -37,6 +41,16 @@ pub trait Backend: Send + Sync + Debug {
     /// # Errors
     /// `NotFound`; `Corrupt` if the object ends before the range does or passes its limit; `Unavailable` if it cannot be reached now.
     async fn read(&self, name: &ObjectName, range: Option<Range<u64>>) -> Result<Bytes>;
+
+    /// Reads a range of an object piece by piece, for who can use its beginning before its end is there. It may end early; who
+    /// reads it notices.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), before the first piece or between any two.
+    async fn stream(&self, name: &ObjectName, range: Range<u64>) -> Result<Pieces> {
+        let whole = self.read(name, Some(range)).await?;
+        Ok(stream::once(std::future::ready(Ok(whole))).boxed())
+    }
 
     /// Returns the size of an object in bytes, none if there is no such object.
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>>;

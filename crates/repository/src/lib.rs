@@ -32,7 +32,7 @@ pub use keys::{PublisherKey, RepositorySecret, SigningKey};
 pub use manifest::{DiskManifest, Manifest};
 pub use prune::{PruneOptions, PruneReport};
 pub use publish::{DiskSource, FrameSink, Piece, PieceData, Publication, PublishStats, Published};
-pub use reader::{DiskReader, Extent, ExtentData, VersionReader};
+pub use reader::{DiskReader, Extent, ExtentData, FramesArriving, VersionReader};
 pub use repository::Repository;
 pub use trace::Trace;
 pub use verify::{Damage, VerifyReport};

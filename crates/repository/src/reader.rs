@@ -4,15 +4,16 @@
 //! can stand in between; frames that lie near each other in a pack come in one read. Every byte that is handed out was
 //! checked against a hash that the publisher signed.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use collective_model::{BlockRange, Digest, DiskRole, Error, ErrorKind, Result, ResultExt};
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 
-use crate::backend::ObjectName;
+use crate::backend::{Backend, ObjectName, Pieces};
 use crate::frame::FrameRef;
 use crate::index::{IndexReader, IndexSource};
 use crate::manifest::Manifest;
@@ -27,6 +28,9 @@ const MAX_READ_BYTES: u64 = 8 << 20;
 
 /// Reads under way at once in one fetch.
 const READS_AT_ONCE: usize = 4;
+
+/// Frames of one read that are decoded at once.
+const DECODED_AT_ONCE: usize = 4;
 
 /// A version that was opened; its manifest was checked. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -162,17 +166,22 @@ impl DiskReader {
     /// # Errors
     /// `Corrupt`, naming pack and place; `Unavailable`.
     pub async fn fetch(&self, frames: &[FrameRef]) -> Result<Vec<Bytes>> {
-        let reads = plan_reads(frames);
-        let fetched: Vec<Vec<(usize, Bytes)>> = stream::iter(reads)
-            .map(|read| self.fetch_read(read, frames))
-            .buffer_unordered(READS_AT_ONCE)
-            .try_collect()
-            .await?;
         let mut plains = vec![Bytes::new(); frames.len()];
-        for (place, plain) in fetched.into_iter().flatten() {
+        let mut arriving = self.fetch_each(frames);
+        while let Some((place, plain)) = arriving.try_next().await? {
             plains[place] = plain;
         }
         Ok(plains)
+    }
+
+    /// Fetches frames, and gives each as soon as it is there, with its place among those asked for. Neighbours in a pack
+    /// come in one read.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch); what came before stands.
+    pub fn fetch_each(&self, frames: &[FrameRef]) -> FramesArriving {
+        let reads = plan_reads(frames).into_iter().map(|read| self.fetch_read(read, frames));
+        stream::iter(reads.collect::<Vec<_>>()).flatten_unordered(READS_AT_ONCE).boxed()
     }
 
     /// Fetches one frame.
@@ -187,29 +196,77 @@ impl DiskReader {
         frame.decode(&stored, self.repository.sealer())
     }
 
-    /// Carries out one read, and decodes what it was made for where it holds up nobody.
-    async fn fetch_read(
-        &self,
-        read: FrameRead,
-        frames: &[FrameRef],
-    ) -> Result<Vec<(usize, Bytes)>> {
-        let name = ObjectName::Pack(read.pack);
-        let stored = self.repository.backend().read(&name, Some(read.range.clone())).await?;
-        let sealer = self.repository.sealer().clone();
-        let wanted: Vec<_> = read.places.iter().map(|place| (*place, frames[*place])).collect();
-        let decode = move || -> Result<Vec<(usize, Bytes)>> {
-            let decoded = wanted.into_iter().map(|(place, frame)| {
-                let start = (frame.offset - read.range.start) as usize;
-                // A backend that gave too few bytes gives a frame that does not have its hash.
-                let end = stored.len().min(start + frame.stored_bytes as usize);
-                let stored = stored.get(start..end).unwrap_or_default();
-                Ok((place, frame.decode(stored, &sealer)?))
-            });
-            decoded.collect()
+    /// Carries out one read, and decodes each frame where it holds up nobody while the next one comes.
+    fn fetch_read(&self, read: FrameRead, frames: &[FrameRef]) -> FramesArriving {
+        let wanted = read.places.iter().map(|place| (*place, frames[*place])).collect();
+        let cutter = Cutter {
+            backend: Arc::clone(self.repository.backend()),
+            begun: None,
+            gathered: BytesMut::new(),
+            offset: read.range.start,
+            read,
+            wanted,
         };
-        tokio::task::spawn_blocking(decode)
-            .await
-            .or_error(ErrorKind::Internal, || "decoding was broken off".to_owned())?
+        let sealer = self.repository.sealer().clone();
+        let stored = stream::try_unfold(cutter, |mut cutter| async move {
+            Ok(cutter.next().await?.map(|stored| (stored, cutter)))
+        });
+        let decode = move |(place, frame, stored): (usize, FrameRef, Bytes)| {
+            let sealer = sealer.clone();
+            let decoding =
+                tokio::task::spawn_blocking(move || Ok((place, frame.decode(&stored, &sealer)?)));
+            async move {
+                decoding
+                    .await
+                    .or_error(ErrorKind::Internal, || "decoding was broken off".to_owned())?
+            }
+        };
+        stored.map_ok(decode).try_buffered(DECODED_AT_ONCE).boxed()
+    }
+}
+
+/// Frames as they come, each with its place among those asked for.
+pub type FramesArriving = BoxStream<'static, Result<(usize, Bytes)>>;
+
+/// Cuts the pieces of one read into the frames that it is made for.
+struct Cutter {
+    backend: Arc<dyn Backend>,
+    read: FrameRead,
+    /// Frames that are still to come, in the order of the pack.
+    wanted: VecDeque<(usize, FrameRef)>,
+    begun: Option<Pieces>,
+    /// What came and was not used yet.
+    gathered: BytesMut,
+    /// Where that begins in the pack.
+    offset: u64,
+}
+
+impl Cutter {
+    async fn next(&mut self) -> Result<Option<(usize, FrameRef, Bytes)>> {
+        let Some((place, frame)) = self.wanted.pop_front() else { return Ok(None) };
+        self.gather(frame.end()).await?;
+        let skipped = usize::try_from(frame.offset - self.offset).unwrap_or(usize::MAX);
+        let _ = self.gathered.split_to(skipped.min(self.gathered.len()));
+        self.offset = frame.offset;
+        // A backend that gave too few bytes gives a frame that does not have its hash. A frame that is asked for twice
+        // is cut out twice.
+        let length = self.gathered.len().min(frame.stored_bytes as usize);
+        Ok(Some((place, frame, Bytes::copy_from_slice(&self.gathered[..length]))))
+    }
+
+    /// Reads until what is before `end` is there, or there is no more.
+    async fn gather(&mut self, end: u64) -> Result<()> {
+        if self.begun.is_none() {
+            let name = ObjectName::Pack(self.read.pack);
+            self.begun = Some(self.backend.stream(&name, self.read.range.clone()).await?);
+        }
+        while self.offset + (self.gathered.len() as u64) < end
+            && let Some(pieces) = &mut self.begun
+            && let Some(piece) = pieces.try_next().await?
+        {
+            self.gathered.extend_from_slice(&piece);
+        }
+        Ok(())
     }
 }
 

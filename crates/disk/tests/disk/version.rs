@@ -141,3 +141,28 @@ async fn after_a_restart_nothing_is_fetched_again() {
     world.check(5 << 20, &now);
     assert_eq!((fetcher.stats().fetched_frames, fetcher.stats().failures), (0, 0));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_completed_disk_needs_no_server_and_what_was_cut_short_is_not_fetched_again() {
+    let world = World::create().await;
+    let reader = world.reader(|_| Fault::Pass).await;
+    let fetcher = Fetcher::new(world.cache().await, quick());
+    let disk = VersionDisk::new(reader.clone(), fetcher.clone());
+    let cut = tokio::spawn({
+        let disk = disk.clone();
+        async move { disk.complete(|_| ()).await }
+    });
+    while fetcher.stats().fetched_frames == 0 {
+        tokio::task::yield_now().await;
+    }
+    cut.abort();
+    let gone_through = AtomicU64::new(0);
+    let frames = disk.complete(|blocks| gone_through.store(blocks, Ordering::SeqCst)).await;
+    assert_eq!(gone_through.into_inner(), IMAGE_BYTES.div_ceil(4096));
+    let again = fetcher.stats().fetched_frames - frames.len() as u64;
+    assert!(again <= 16, "only what was on the way when it was cut: {again}");
+    let away = world.reader(|_| Fault::Refuse).await;
+    let fetcher = Fetcher::new(fetcher.cache().clone(), quick());
+    world.check_all(&VersionDisk::new(away, fetcher.clone())).await;
+    assert_eq!(fetcher.stats().fetched_frames, 0);
+}

@@ -179,7 +179,7 @@ async fn demand_passes_a_replay_that_stands_still() {
             Fault::Pass
         })
         .await;
-    let settings = FetchSettings { replay_places: 1, replay_bytes: 1, ..quick() };
+    let settings = quick();
     let fetcher = Fetcher::new(world.cache().await, settings);
     let disk = VersionDisk::new(reader, fetcher.clone());
     let replay = tokio::spawn({

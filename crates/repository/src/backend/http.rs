@@ -10,11 +10,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use collective_model::{Epoch, Error, ErrorKind, Result, ResultExt, Version};
+use futures::stream::{self, StreamExt, TryStreamExt};
 use reqwest::header::{CONTENT_LENGTH, RANGE};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 
-use super::{Backend, Commit, Listed, ObjectName, decode_latest, not_found, too_short};
+use super::{Backend, Commit, Listed, ObjectName, Pieces, decode_latest, not_found, too_short};
 
 /// The header that carries the fencing number of the writer's lock.
 const EPOCH_HEADER: &str = "Collective-Epoch";
@@ -73,6 +74,25 @@ impl Http {
         Err(Error::new(kind, format!("{message}: the server answered {status}")))
     }
 
+    /// Asks for an object or a range of it.
+    async fn get(&self, name: &ObjectName, range: Option<&Range<u64>>) -> Result<Response> {
+        let what = format!("read {name}");
+        let mut request = self.client.get(self.url(name));
+        if let Some(range) = range {
+            request = request.header(RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+        }
+        let response = self.send(&what, request, STALL).await?;
+        match response.status() {
+            StatusCode::NOT_FOUND => Err(not_found(name)),
+            StatusCode::RANGE_NOT_SATISFIABLE => {
+                let needed = range.map_or(0, |range| range.end);
+                let message = format!("{name} is cut short: {needed} bytes are needed");
+                Err(Error::new(ErrorKind::Corrupt, message))
+            }
+            _ => self.accept(&what, response).await,
+        }
+    }
+
     async fn put(&self, name: &ObjectName, bytes: Bytes, epoch: Epoch) -> Result<()> {
         let what = format!("write {name}");
         let wait = STALL + Duration::from_secs(bytes.len() as u64 / SLOWEST_BYTES_PER_SECOND);
@@ -121,22 +141,41 @@ impl From<ErrorBody> for Error {
     }
 }
 
-/// Takes in a body of `limit` bytes at most; more is `Corrupt`.
-async fn body(mut response: Response, limit: usize, what: &str) -> Result<Bytes> {
-    let cut = || format!("{what} was cut off");
-    let mut bytes = BytesMut::new();
-    loop {
-        let chunk = tokio::time::timeout(STALL, response.chunk())
-            .await
-            .or_error(ErrorKind::Unavailable, cut)?
-            .or_error(ErrorKind::Unavailable, cut)?;
-        let Some(chunk) = chunk else { return Ok(bytes.freeze()) };
-        if bytes.len() + chunk.len() > limit {
-            let message = format!("{what} is longer than {limit} bytes");
-            return Err(Error::new(ErrorKind::Corrupt, message));
-        }
-        bytes.extend_from_slice(&chunk);
+fn cut_out(name: &ObjectName, whole: &Bytes, range: &Range<u64>) -> Result<Bytes> {
+    if (whole.len() as u64) < range.end {
+        return Err(too_short(name, whole.len() as u64, range.end));
     }
+    Ok(whole.slice(range.start as usize..range.end as usize))
+}
+
+/// Takes in a body of `limit` bytes at most; more is `Corrupt`.
+async fn body(response: Response, limit: usize, what: &str) -> Result<Bytes> {
+    let mut pieces = pieces(response, limit, what.to_owned());
+    let mut bytes = BytesMut::new();
+    while let Some(piece) = pieces.try_next().await? {
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes.freeze())
+}
+
+/// The pieces of a body of `limit` bytes at most; more is `Corrupt`.
+fn pieces(response: Response, limit: usize, what: String) -> Pieces {
+    let pieces = stream::try_unfold((response, limit), move |(mut response, left)| {
+        let what = what.clone();
+        async move {
+            let cut = || format!("{what} was cut off");
+            let piece = tokio::time::timeout(STALL, response.chunk())
+                .await
+                .or_error(ErrorKind::Unavailable, cut)?
+                .or_error(ErrorKind::Unavailable, cut)?;
+            let Some(piece) = piece else { return Ok(None) };
+            let left = left.checked_sub(piece.len()).ok_or_else(|| {
+                Error::new(ErrorKind::Corrupt, format!("{what} is longer than {limit} bytes"))
+            })?;
+            Ok(Some((piece, (response, left))))
+        }
+    });
+    pieces.boxed()
 }
 
 #[async_trait]
@@ -145,22 +184,7 @@ impl Backend for Http {
         if range.as_ref().is_some_and(Range::is_empty) {
             return Ok(Bytes::new());
         }
-        let what = format!("read {name}");
-        let mut request = self.client.get(self.url(name));
-        if let Some(range) = &range {
-            request = request.header(RANGE, format!("bytes={}-{}", range.start, range.end - 1));
-        }
-        let response = self.send(&what, request, STALL).await?;
-        match response.status() {
-            StatusCode::NOT_FOUND => return Err(not_found(name)),
-            StatusCode::RANGE_NOT_SATISFIABLE => {
-                let needed = range.map_or(0, |range| range.end);
-                let message = format!("{name} is cut short: {needed} bytes are needed");
-                return Err(Error::new(ErrorKind::Corrupt, message));
-            }
-            _ => {}
-        }
-        let response = self.accept(&what, response).await?;
+        let response = self.get(name, range.as_ref()).await?;
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
         let text = name.to_string();
         let Some(range) = range else {
@@ -175,11 +199,18 @@ impl Backend for Http {
             return Ok(bytes);
         }
         // A server that knows no ranges sends it all.
-        let bytes = body(response, name.limit_bytes() as usize, &text).await?;
-        if (bytes.len() as u64) < range.end {
-            return Err(too_short(name, bytes.len() as u64, range.end));
+        cut_out(name, &body(response, name.limit_bytes() as usize, &text).await?, &range)
+    }
+
+    async fn stream(&self, name: &ObjectName, range: Range<u64>) -> Result<Pieces> {
+        let response = self.get(name, Some(&range)).await?;
+        if response.status() == StatusCode::PARTIAL_CONTENT {
+            return Ok(pieces(response, (range.end - range.start) as usize, name.to_string()));
         }
-        Ok(bytes.slice(range.start as usize..range.end as usize))
+        // A server that knows no ranges sends it all.
+        let whole = body(response, name.limit_bytes() as usize, &name.to_string()).await?;
+        let part = cut_out(name, &whole, &range)?;
+        Ok(stream::once(std::future::ready(Ok(part))).boxed())
     }
 
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {
