@@ -1,8 +1,8 @@
 //! Accepts connections: TLS for everybody, and the administrators' socket.
 //!
 //! Every connection lives in a task of its own from its first byte, handshake included, with a time limit: a silent client
-//! holds a file descriptor and nothing else. What the connection knows of its peer goes into each of its requests as a
-//! [`Peer`]; whether the peer may do anything is decided per request.
+//! holds a file descriptor and nothing else, and one that stops reading is cut off by the kernel. What the connection knows of
+//! its peer goes into each of its requests as a [`Peer`]; whether the peer may do anything is decided per request.
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +18,7 @@ use rustls::ServerConfig;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,9 @@ const CONNECTIONS_MAX: usize = 4096;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// How long a connection may take for the head of a request, and may idle between two.
 const HEAD_LIMIT: Duration = Duration::from_secs(60);
+/// How long the network may take nothing of what was sent. The kernel measures it by what the peer acknowledges, so a slow line is
+/// not cut, nor is a connection on which nothing waits.
+const UNREAD_LIMIT: Duration = Duration::from_secs(120);
 /// How often a silent HTTP/2 connection is asked whether it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Requests at a time on one HTTP/2 connection.
@@ -74,13 +77,15 @@ impl ResolvesServerCert for CurrentCertificate {
 pub struct Connections {
     router: Router,
     permits: Arc<Semaphore>,
+    unread_limit: Duration,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Connections {
     pub fn new(router: Router, tasks: TaskTracker, stop: CancellationToken) -> Self {
-        Self { router, permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)), tasks, stop }
+        let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        Self { router, permits, unread_limit: UNREAD_LIMIT, tasks, stop }
     }
 
     /// Accepts clients on the network until the server stops.
@@ -91,6 +96,9 @@ impl Connections {
             |connections, stream, address| {
                 let acceptor = acceptor.clone();
                 async move {
+                    if let Err(error) = limit_unread(&stream, connections.unread_limit) {
+                        tracing::debug!(%address, "a connection has no limit: {error}");
+                    }
                     let handshake = tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream));
                     let Ok(Ok(stream)) = handshake.await else {
                         tracing::debug!(%address, "a TLS handshake came to nothing");
@@ -182,6 +190,11 @@ impl Connections {
     }
 }
 
+fn limit_unread(stream: &TcpStream, limit: Duration) -> rustix::io::Result<()> {
+    let limit_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+    rustix::net::sockopt::set_tcp_user_timeout(stream, limit_ms)
+}
+
 fn network_peer<S>(
     stream: &tokio_rustls::server::TlsStream<S>,
     address: SocketAddr,
@@ -189,4 +202,136 @@ fn network_peer<S>(
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let identity = certificates.first().map(identity_uri).transpose()?;
     Ok(Peer::Network { address: address.ip(), identity })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use axum::Router;
+    use axum::body::Body;
+    use bytes::Bytes;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, ServerName};
+    use rustls::{ClientConfig, RootCertStore, ServerConfig};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::client::TlsStream;
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
+
+    use super::{Connections, CurrentCertificate};
+    use crate::authority::Authority;
+
+    /// More than all buffers between a server and a client that does not read.
+    const ANSWER_BYTES: usize = 64 << 20;
+    const PIECE_BYTES: usize = 1 << 20;
+    const UNREAD_LIMIT: Duration = Duration::from_secs(2);
+    /// How long what must happen may take on a busy machine.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn only_a_connection_whose_answer_nobody_reads_is_cut_off() {
+        let server = Served::start().await;
+        let mut waiting = server.ask("/later").await;
+        let unread = server.ask("/large").await;
+        let mut read = server.ask("/large").await;
+        let permits = server.connections.permits.available_permits();
+        let mut taken = vec![0; PIECE_BYTES];
+        // Slower than the limit altogether, but never for so long without a byte.
+        let slow = tokio::time::Instant::now();
+        while slow.elapsed() < 3 * UNREAD_LIMIT {
+            read.read_exact(&mut taken).await.unwrap();
+            tokio::time::sleep(UNREAD_LIMIT / 10).await;
+        }
+        let mut rest = Vec::new();
+        read.read_to_end(&mut rest).await.unwrap();
+        let freed = server.connections.permits.acquire_many(permits as u32 + 2);
+        drop(tokio::time::timeout(LIMIT, freed).await.expect("is cut off").unwrap());
+        drop(unread);
+        server.answer_later.cancel();
+        let mut answer = String::new();
+        waiting.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("at last"), "{answer}");
+    }
+
+    /// Connections that are served with short limits.
+    struct Served {
+        connections: Connections,
+        address: std::net::SocketAddr,
+        connector: TlsConnector,
+        answer_later: CancellationToken,
+        stop: CancellationToken,
+    }
+
+    impl Drop for Served {
+        fn drop(&mut self) {
+            self.stop.cancel();
+        }
+    }
+
+    impl Served {
+        async fn start() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let now = std::time::SystemTime::now().into();
+            let authority = Authority::open_or_create(directory.path(), now).unwrap();
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let certificate = authority.server_certificate(&["server".to_owned()], &provider, now);
+            let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_cert_resolver(Arc::new(CurrentCertificate::new(certificate.unwrap())));
+            let mut roots = RootCertStore::empty();
+            let root = CertificateDer::from_pem_slice(authority.certificate_pem().as_bytes());
+            roots.add(root.unwrap()).unwrap();
+            let trusting = ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+            let (answer_later, stop) = (CancellationToken::new(), CancellationToken::new());
+            let router = router(&answer_later);
+            let mut connections = Connections::new(router, TaskTracker::new(), stop.clone());
+            connections.unread_limit = UNREAD_LIMIT;
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            tokio::spawn(connections.clone().serve_network(listener, Arc::new(config)));
+            let connector = TlsConnector::from(Arc::new(trusting));
+            Self { connections, address, connector, answer_later, stop }
+        }
+
+        /// Asks for something and reads the first byte of the answer, unless that is to come later.
+        async fn ask(&self, path: &str) -> TlsStream<TcpStream> {
+            let stream = TcpStream::connect(self.address).await.unwrap();
+            let name = ServerName::try_from("server").unwrap();
+            let mut stream = self.connector.connect(name, stream).await.unwrap();
+            let request =
+                format!("GET {path} HTTP/1.1\r\nhost: server\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            stream.flush().await.unwrap();
+            if path == "/large" {
+                stream.read_u8().await.unwrap();
+            }
+            stream
+        }
+    }
+
+    fn router(answer_later: &CancellationToken) -> Router {
+        let answer_later = answer_later.clone();
+        let pieces = || {
+            let piece = Bytes::from(vec![7; PIECE_BYTES]);
+            let pieces = vec![Ok::<_, std::convert::Infallible>(piece); ANSWER_BYTES / PIECE_BYTES];
+            Body::from_stream(futures::stream::iter(pieces))
+        };
+        Router::new().route("/large", axum::routing::get(move || async move { pieces() })).route(
+            "/later",
+            axum::routing::get(move || async move {
+                answer_later.cancelled().await;
+                "at last"
+            }),
+        )
+    }
 }
