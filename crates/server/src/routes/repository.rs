@@ -4,19 +4,21 @@
 //! repository and of the lock: compares head and epoch, writes the manifest, moves the head. `latest` is written after that; a
 //! reader is told the head from SQL, and a manifest beyond it does not exist, so a crash in between shows nobody half a version.
 
+use std::collections::HashSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, BodyDataStream};
-use axum::extract::{Path, Query, State as Shared};
+use axum::extract::{Path as InPath, Query, State as Shared};
 use axum::http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use collective_api::server::EPOCH_HEADER;
 use collective_model::{
-    Epoch, Error, ErrorKind, IoResultExt, RepositoryId, Result, ResultExt, Version,
+    Epoch, Error, ErrorKind, IoResultExt, RepositoryId, Result, ResultExt, Timestamp, Version,
 };
 use collective_repository::backend::{
     Backend, Commit, Directory, Listed, ObjectName, check_commit, encode_latest,
@@ -66,7 +68,7 @@ pub struct ListQuery {
 pub async fn list(
     Shared(state): Shared<Arc<State>>,
     caller: Caller,
-    Path(id): Path<RepositoryId>,
+    InPath(id): InPath<RepositoryId>,
     Query(query): Query<ListQuery>,
 ) -> Answer<Json<Vec<Listed>>> {
     let access = access(&state, &caller, id).await?;
@@ -81,7 +83,7 @@ pub async fn list(
 pub async fn read(
     Shared(state): Shared<Arc<State>>,
     caller: Caller,
-    Path((id, name)): Path<(RepositoryId, String)>,
+    InPath((id, name)): InPath<(RepositoryId, String)>,
     headers: HeaderMap,
 ) -> Answer<Response> {
     let access = access(&state, &caller, id).await?;
@@ -128,7 +130,7 @@ pub async fn read(
 pub async fn write(
     Shared(state): Shared<Arc<State>>,
     caller: Caller,
-    Path((id, name)): Path<(RepositoryId, String)>,
+    InPath((id, name)): InPath<(RepositoryId, String)>,
     headers: HeaderMap,
     body: Body,
 ) -> Answer<()> {
@@ -420,34 +422,76 @@ async fn try_remove_objects(state: &State, id: RepositoryId) -> Result<()> {
     state.database.write(sql, &[text(&id)]).await.map(drop)
 }
 
-/// Finishes what a crash interrupted: `latest` follows the head, and removed directories go.
-pub async fn repair(state: &State, directory: &std::path::Path) -> Result<()> {
-    let rows = state.database.read("select id, head from repositories", &[]).await?;
-    for row in rows {
+/// Finishes what a crash interrupted, before the first request: `latest` follows the head, what cut uploads left goes, and so do removed
+/// directories and those that were made for rows that never came.
+pub async fn repair(state: &State, directory: &Path) -> Result<()> {
+    let mut known = HashSet::new();
+    for row in state.database.read("select id, head, descriptor from repositories", &[]).await? {
         let id: RepositoryId = row.parse(0)?;
-        let Some(head) = Version::new(row.integer(1)?.unsigned_abs()) else { continue };
-        let objects = match state.objects(id) {
-            Ok(objects) => objects,
-            Err(error) => {
-                tracing::error!(repository = %id, "{}", error.chain());
-                continue;
-            }
-        };
-        if objects.head().await.ok().flatten() != Some(head) {
-            tracing::warn!(repository = %id, %head, "`latest` is brought up to the head");
-            write_latest(&objects, head).await?;
+        known.insert(id);
+        let head = Version::new(row.integer(1)?.unsigned_abs());
+        if let Err(error) = repair_repository(state, head, row.json(2)?).await {
+            tracing::error!(repository = %id, "{}", error.chain());
         }
     }
-    // Only what the database says is removed: with the wrong database, every directory would look forgotten.
+    // What has versions goes only if the database says so: with the wrong database, every directory would look forgotten.
     for row in state.database.read("select repository from removals", &[]).await? {
         remove_objects(state, row.parse(0)?).await;
     }
     let failed = || format!("cannot list {}", directory.display());
     let mut entries = tokio::fs::read_dir(directory).await.or_io(failed)?;
     while let Some(entry) = entries.next_entry().await.or_io(failed)? {
-        if entry.file_name().to_string_lossy().starts_with(REMOVED_PREFIX) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(REMOVED_PREFIX) {
             tokio::fs::remove_dir_all(entry.path()).await.or_io(failed)?;
+        } else if name.parse().is_ok_and(|id| !known.contains(&id)) {
+            remove_unborn(&entry.path()).await?;
         }
     }
     Ok(())
+}
+
+async fn repair_repository(
+    state: &State,
+    head: Option<Version>,
+    descriptor: Descriptor,
+) -> Result<()> {
+    let id = descriptor.id;
+    if head.is_none() && !state.repository_path(id).exists() {
+        // A server with another database took it for one without a row.
+        tracing::warn!(repository = %id, "the directory of an empty repository is made again");
+        create_objects(state, &descriptor).await?;
+    }
+    let objects = state.objects(id)?;
+    // Nobody uploads yet, whatever the clock says.
+    let freed_bytes = objects.remove_leftovers(Timestamp(i64::MAX)).await?;
+    if freed_bytes > 0 {
+        tracing::info!(repository = %id, freed_bytes, "what cut uploads left is removed");
+    }
+    let Some(head) = head else { return Ok(()) };
+    if objects.head().await.ok().flatten() != Some(head) {
+        tracing::warn!(repository = %id, %head, "`latest` is brought up to the head");
+        write_latest(&objects, head).await?;
+    }
+    Ok(())
+}
+
+/// Removes a directory that no row names if there is nothing in it but what is there before the first upload.
+async fn remove_unborn(path: &Path) -> Result<()> {
+    let failed = || format!("cannot remove {}", path.display());
+    let mut files = Vec::new();
+    let mut entries = tokio::fs::read_dir(path).await.or_io(failed)?;
+    while let Some(entry) = entries.next_entry().await.or_io(failed)? {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let unborn = name == ObjectName::Descriptor.to_string() || name.starts_with('.');
+        if !unborn || !entry.file_type().await.or_io(failed)?.is_file() {
+            tracing::warn!("{} is of no repository of this database", path.display());
+            return Ok(());
+        }
+        files.push(entry.path());
+    }
+    for file in files {
+        tokio::fs::remove_file(file).await.or_io(failed)?;
+    }
+    tokio::fs::remove_dir(path).await.or_io(failed)
 }

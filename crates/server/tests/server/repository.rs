@@ -26,6 +26,7 @@ on_both_databases! {
     a_publication_needs_its_objects_its_signature_and_its_number
     a_host_that_lost_the_lock_can_neither_upload_nor_publish
     a_crash_between_head_and_latest_is_repaired
+    what_a_kill_left_of_uploads_and_of_new_repositories_is_swept_at_the_start
     verify_and_prune_work_where_the_objects_are
     a_removed_appliance_takes_its_objects_along
 }
@@ -178,6 +179,42 @@ async fn a_crash_between_head_and_latest_is_repaired(mut world: World) {
     assert_eq!(std::fs::read(&path).unwrap(), right);
     assert_eq!(admin_objects(&world).await.head().await.unwrap(), Version::new(2));
     publish_system(&world, &key, 3).await.unwrap();
+}
+
+async fn what_a_kill_left_of_uploads_and_of_new_repositories_is_swept_at_the_start(
+    mut world: World,
+) {
+    let key = world.peopled().await;
+    publish_system(&world, &key, 1).await.unwrap();
+    world.appliance("empty").await;
+    let empty = world.admin.appliance(&"empty".parse().unwrap()).await.unwrap().repository.id;
+    let id = repository_id(&world).await;
+    world.stop().await;
+    let repositories = world.dir.path().join("repositories");
+    let before = files(&world);
+    for place in ["", "packs", "versions/1"] {
+        std::fs::write(repositories.join(id.to_string()).join(place).join(".tmp-abc"), "x")
+            .unwrap();
+    }
+    // Made for rows that never came, at three moments.
+    let strangers = [1, 2, 3].map(|byte| repositories.join(RepositoryId([byte; 16]).to_string()));
+    strangers.iter().for_each(|path| std::fs::create_dir(path).unwrap());
+    std::fs::write(strangers[1].join("repository.json"), "{}").unwrap();
+    std::fs::write(strangers[2].join(".tmp-abc"), "half").unwrap();
+    // A repository of another database has versions; it stays.
+    let foreign = repositories.join(RepositoryId([4; 16]).to_string());
+    std::fs::create_dir_all(foreign.join("versions/1")).unwrap();
+    std::fs::write(foreign.join("repository.json"), "{}").unwrap();
+    // And what another database's server took for a stranger is made again.
+    std::fs::remove_dir_all(repositories.join(empty.to_string())).unwrap();
+
+    world.start().await.unwrap();
+    assert!(strangers.iter().all(|path| !path.exists()), "{strangers:?}");
+    assert!(foreign.join("repository.json").exists());
+    assert_eq!(files(&world), before + 1, "what was there, and the foreign one");
+    let open = world.open("empty").await;
+    assert_eq!(open.head().await.unwrap(), None);
+    publish_system(&world, &key, 2).await.unwrap();
 }
 
 async fn verify_and_prune_work_where_the_objects_are(world: World) {

@@ -169,7 +169,7 @@ async fn a_removed_user_leaves_nothing_also_after_a_crash(mut world: World) {
     let objects = repositories.join(id.to_string());
     // Another's removal, of which a crash left everything but the transaction.
     let crashed = repositories.join("0123456789abcdef0123456789abcdef");
-    std::fs::create_dir(&crashed).unwrap();
+    std::fs::create_dir_all(crashed.join("packs")).unwrap();
     std::fs::write(crashed.join("repository.json"), "{}").unwrap();
     assert!(objects.exists());
     world.admin.remove_user(&"ann".parse().unwrap()).await.unwrap();
