@@ -14,5 +14,6 @@ mod e2e {
     mod network;
     mod refusals;
     mod secrets;
+    mod server_kills;
     mod world;
 }

@@ -14,11 +14,7 @@ const KILLS: u32 = 50;
 
 #[test]
 fn nothing_synced_is_lost_whatever_is_killed_at_whichever_step() {
-    let seed = std::env::var("COLLECTIVE_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = seed
-        .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64);
-    println!("COLLECTIVE_SEED={seed}");
-    let mut run = Run::new(seed);
+    let mut run = Run::new(seed());
     while run.kills < KILLS {
         run.round();
     }
@@ -55,7 +51,7 @@ impl Run {
         world.stage.stop_daemon("server").unwrap();
         world.server = world.stage.start_server_on(&address).unwrap();
         world.computer("a");
-        Self { world, random: Random(seed | 1), kills: 0, written: 0, synced: Vec::new() }
+        Self { world, random: Random::new(seed), kills: 0, written: 0, synced: Vec::new() }
     }
 
     /// Brings the guest up, looks at everything, then kills something in the middle of something.
@@ -146,18 +142,31 @@ impl Run {
     }
 }
 
+/// Takes the seed from `COLLECTIVE_SEED`, or draws one; says which.
+pub fn seed() -> u64 {
+    let seed = std::env::var("COLLECTIVE_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed
+        .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64);
+    println!("COLLECTIVE_SEED={seed}");
+    seed
+}
+
 /// xorshift64*: a seed that can be printed is all that is asked of it.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub fn new(seed: u64) -> Self {
+        Self(seed | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
     }
 
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         (self.next() >> 32) % bound
     }
 }
