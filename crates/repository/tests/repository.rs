@@ -16,5 +16,7 @@ mod prune;
 mod publish;
 #[path = "repository/reference.rs"]
 mod reference;
+#[path = "repository/stall.rs"]
+mod stall;
 #[path = "repository/trim.rs"]
 mod trim;

@@ -1,10 +1,12 @@
 //! Objects over HTTP: any static web server to read, the Collective server to publish.
 //!
 //! Reads are `GET` with `Range`; the answer is taken in no further than what was asked for, so a lying server cannot fill the
-//! memory, and one that stalls is given up. Writes are `PUT`; the `PUT` of a manifest is the commit and carries the writer's epoch. The server
+//! memory. A server that stalls is given up: by how long nothing moves, not by how long all of it takes. Writes are `PUT`; the `PUT` of a manifest is the commit and carries the writer's epoch. The server
 //! says what went wrong in JSON; a stranger's status is mapped to the nearest kind. Retrying is the caller's.
 
+use std::convert::Infallible;
 use std::ops::Range;
+use std::pin::pin;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,8 +14,9 @@ use bytes::{Bytes, BytesMut};
 use collective_model::{Epoch, Error, ErrorKind, Result, ResultExt, Version};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use reqwest::header::{CONTENT_LENGTH, RANGE};
-use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use reqwest::{Body, Client, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
+use tokio::sync::watch;
 
 use super::{Backend, Commit, Listed, ObjectName, Pieces, decode_latest, not_found, too_short};
 
@@ -23,8 +26,12 @@ const EPOCH_HEADER: &str = "Collective-Epoch";
 /// No byte for this long, and the server counts as away.
 const STALL: Duration = Duration::from_secs(30);
 
-/// The slowest line on which an upload is still waited for.
-const SLOWEST_BYTES_PER_SECOND: u64 = 16 << 10;
+/// Nothing taken of an upload for this long, and the server counts as away. The system takes some MiB in one go and then nothing until
+/// a good part is sent, which on the slowest line worth waiting for (16 KiB/s) is minutes later.
+const UPLOAD_STALL: Duration = Duration::from_secs(5 * 60);
+
+/// Bytes of an upload that are handed on at a time.
+const CHUNK_BYTES: usize = 64 << 10;
 
 /// Text of an error answer that is read at most.
 const MAX_ERROR_BYTES: usize = 64 << 10;
@@ -38,25 +45,67 @@ pub struct Http {
     client: Client,
     base: String,
     epoch: Epoch,
+    stall: Duration,
+    upload_stall: Duration,
 }
 
 impl Http {
     /// Makes a backend of the objects below `base`, such as `https://server/v1/repositories/<id>`; `epoch` goes with every write.
     #[must_use]
     pub fn new(client: Client, base: &str, epoch: Epoch) -> Self {
-        Self { client, base: base.trim_end_matches('/').to_owned(), epoch }
+        let base = base.trim_end_matches('/').to_owned();
+        Self { client, base, epoch, stall: STALL, upload_stall: UPLOAD_STALL }
+    }
+
+    /// Gives up when nothing has come for `stall`, or nothing of an upload was taken for `upload_stall`.
+    #[must_use]
+    pub fn with_limits(self, stall: Duration, upload_stall: Duration) -> Self {
+        Self { stall, upload_stall, ..self }
     }
 
     fn url(&self, name: &ObjectName) -> String {
         format!("{}/{name}", self.base)
     }
 
-    async fn send(&self, what: &str, request: RequestBuilder, wait: Duration) -> Result<Response> {
-        let unreachable = || format!("cannot {what} at {}", self.base);
-        tokio::time::timeout(wait, request.send())
+    async fn send(&self, what: &str, request: RequestBuilder) -> Result<Response> {
+        tokio::time::timeout(self.stall, request.send())
             .await
-            .or_error(ErrorKind::Unavailable, unreachable)?
-            .or_error(ErrorKind::Unavailable, unreachable)
+            .map_err(|_| self.stalled(what, self.stall))?
+            .or_error(ErrorKind::Unavailable, || self.failed(what))
+    }
+
+    /// Sends what has a body, and waits as long as some of it is taken from time to time.
+    async fn upload(&self, what: &str, request: RequestBuilder, bytes: Bytes) -> Result<Response> {
+        let (note, mut taken) = watch::channel(());
+        let length = bytes.len();
+        let chunks = (0..length).step_by(CHUNK_BYTES).map(move |start| {
+            note.send_replace(());
+            Ok::<_, Infallible>(bytes.slice(start..length.min(start + CHUNK_BYTES)))
+        });
+        let body = Body::wrap_stream(stream::iter(chunks));
+        let mut answer = pin!(request.header(CONTENT_LENGTH, length).body(body).send());
+        let mut all_taken = false;
+        loop {
+            let stalled = tokio::time::sleep(self.upload_stall);
+            let answer = tokio::select! {
+                answer = &mut answer => answer,
+                more = taken.changed(), if !all_taken => {
+                    all_taken = more.is_err();
+                    continue;
+                }
+                () = stalled => return Err(self.stalled(what, self.upload_stall)),
+            };
+            return answer.or_error(ErrorKind::Unavailable, || self.failed(what));
+        }
+    }
+
+    fn failed(&self, what: &str) -> String {
+        format!("cannot {what} at {}", self.base)
+    }
+
+    fn stalled(&self, what: &str, limit: Duration) -> Error {
+        let message = format!("{}: nothing moved for {limit:?}", self.failed(what));
+        Error::new(ErrorKind::Unavailable, message)
     }
 
     /// Turns an answer that is no success into an error.
@@ -65,8 +114,8 @@ impl Http {
         if status.is_success() {
             return Ok(response);
         }
-        let text = body(response, MAX_ERROR_BYTES, "the server's answer").await.unwrap_or_default();
-        let message = format!("cannot {what} at {}", self.base);
+        let text = self.body(response, MAX_ERROR_BYTES, what).await.unwrap_or_default();
+        let message = self.failed(what);
         if let Ok(answer) = serde_json::from_slice::<ErrorAnswer>(&text) {
             return Err(Error::from(answer.error).context(message));
         }
@@ -76,12 +125,12 @@ impl Http {
 
     /// Asks for an object or a range of it.
     async fn get(&self, name: &ObjectName, range: Option<&Range<u64>>) -> Result<Response> {
-        let what = format!("read {name}");
+        let what = read_of(name);
         let mut request = self.client.get(self.url(name));
         if let Some(range) = range {
             request = request.header(RANGE, format!("bytes={}-{}", range.start, range.end - 1));
         }
-        let response = self.send(&what, request, STALL).await?;
+        let response = self.send(&what, request).await?;
         match response.status() {
             StatusCode::NOT_FOUND => Err(not_found(name)),
             StatusCode::RANGE_NOT_SATISFIABLE => {
@@ -93,16 +142,42 @@ impl Http {
         }
     }
 
+    /// Takes in a body of `limit` bytes at most; more is `Corrupt`.
+    async fn body(&self, response: Response, limit: usize, what: &str) -> Result<Bytes> {
+        let mut pieces = self.pieces(response, limit, what.to_owned());
+        let mut bytes = BytesMut::new();
+        while let Some(piece) = pieces.try_next().await? {
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(bytes.freeze())
+    }
+
+    /// The pieces of a body of `limit` bytes at most; more is `Corrupt`.
+    fn pieces(&self, response: Response, limit: usize, what: String) -> Pieces {
+        let this = self.clone();
+        let pieces = stream::try_unfold((response, limit), move |(mut response, left)| {
+            let (this, what) = (this.clone(), what.clone());
+            async move {
+                let cut = || format!("{}: the answer was cut off", this.failed(&what));
+                let piece = tokio::time::timeout(this.stall, response.chunk())
+                    .await
+                    .map_err(|_| this.stalled(&what, this.stall))?
+                    .or_error(ErrorKind::Unavailable, cut)?;
+                let Some(piece) = piece else { return Ok(None) };
+                let left = left.checked_sub(piece.len()).ok_or_else(|| {
+                    let message = format!("cannot {what}: it is longer than {limit} bytes");
+                    Error::new(ErrorKind::Corrupt, message)
+                })?;
+                Ok(Some((piece, (response, left))))
+            }
+        });
+        pieces.boxed()
+    }
+
     async fn put(&self, name: &ObjectName, bytes: Bytes, epoch: Epoch) -> Result<()> {
         let what = format!("write {name}");
-        let wait = STALL + Duration::from_secs(bytes.len() as u64 / SLOWEST_BYTES_PER_SECOND);
-        let request = self
-            .client
-            .put(self.url(name))
-            .header(EPOCH_HEADER, epoch.to_string())
-            .header(CONTENT_LENGTH, bytes.len())
-            .body(bytes);
-        let response = self.send(&what, request, wait).await?;
+        let request = self.client.put(self.url(name)).header(EPOCH_HEADER, epoch.to_string());
+        let response = self.upload(&what, request, bytes).await?;
         self.accept(&what, response).await.map(drop)
     }
 }
@@ -141,41 +216,15 @@ impl From<ErrorBody> for Error {
     }
 }
 
+fn read_of(name: &ObjectName) -> String {
+    format!("read {name}")
+}
+
 fn cut_out(name: &ObjectName, whole: &Bytes, range: &Range<u64>) -> Result<Bytes> {
     if (whole.len() as u64) < range.end {
         return Err(too_short(name, whole.len() as u64, range.end));
     }
     Ok(whole.slice(range.start as usize..range.end as usize))
-}
-
-/// Takes in a body of `limit` bytes at most; more is `Corrupt`.
-async fn body(response: Response, limit: usize, what: &str) -> Result<Bytes> {
-    let mut pieces = pieces(response, limit, what.to_owned());
-    let mut bytes = BytesMut::new();
-    while let Some(piece) = pieces.try_next().await? {
-        bytes.extend_from_slice(&piece);
-    }
-    Ok(bytes.freeze())
-}
-
-/// The pieces of a body of `limit` bytes at most; more is `Corrupt`.
-fn pieces(response: Response, limit: usize, what: String) -> Pieces {
-    let pieces = stream::try_unfold((response, limit), move |(mut response, left)| {
-        let what = what.clone();
-        async move {
-            let cut = || format!("{what} was cut off");
-            let piece = tokio::time::timeout(STALL, response.chunk())
-                .await
-                .or_error(ErrorKind::Unavailable, cut)?
-                .or_error(ErrorKind::Unavailable, cut)?;
-            let Some(piece) = piece else { return Ok(None) };
-            let left = left.checked_sub(piece.len()).ok_or_else(|| {
-                Error::new(ErrorKind::Corrupt, format!("{what} is longer than {limit} bytes"))
-            })?;
-            Ok(Some((piece, (response, left))))
-        }
-    });
-    pieces.boxed()
 }
 
 #[async_trait]
@@ -184,38 +233,39 @@ impl Backend for Http {
         if range.as_ref().is_some_and(Range::is_empty) {
             return Ok(Bytes::new());
         }
+        let what = read_of(name);
         let response = self.get(name, range.as_ref()).await?;
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
-        let text = name.to_string();
         let Some(range) = range else {
-            return body(response, name.limit_bytes() as usize, &text).await;
+            return self.body(response, name.limit_bytes() as usize, &what).await;
         };
         let length = (range.end - range.start) as usize;
         if partial {
-            let bytes = body(response, length, &text).await?;
+            let bytes = self.body(response, length, &what).await?;
             if bytes.len() < length {
                 return Err(too_short(name, range.start + bytes.len() as u64, range.end));
             }
             return Ok(bytes);
         }
         // A server that knows no ranges sends it all.
-        cut_out(name, &body(response, name.limit_bytes() as usize, &text).await?, &range)
+        cut_out(name, &self.body(response, name.limit_bytes() as usize, &what).await?, &range)
     }
 
     async fn stream(&self, name: &ObjectName, range: Range<u64>) -> Result<Pieces> {
+        let what = read_of(name);
         let response = self.get(name, Some(&range)).await?;
         if response.status() == StatusCode::PARTIAL_CONTENT {
-            return Ok(pieces(response, (range.end - range.start) as usize, name.to_string()));
+            return Ok(self.pieces(response, (range.end - range.start) as usize, what));
         }
         // A server that knows no ranges sends it all.
-        let whole = body(response, name.limit_bytes() as usize, &name.to_string()).await?;
+        let whole = self.body(response, name.limit_bytes() as usize, &what).await?;
         let part = cut_out(name, &whole, &range)?;
         Ok(stream::once(std::future::ready(Ok(part))).boxed())
     }
 
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {
         let what = format!("look at {name}");
-        let response = self.send(&what, self.client.head(self.url(name)), STALL).await?;
+        let response = self.send(&what, self.client.head(self.url(name))).await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
@@ -238,9 +288,9 @@ impl Backend for Http {
     async fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
         let what = format!("list {prefix}");
         let request = self.client.get(format!("{}/?prefix={prefix}", self.base));
-        let response = self.send(&what, request, STALL).await?;
+        let response = self.send(&what, request).await?;
         let response = self.accept(&what, response).await?;
-        let text = body(response, MAX_LIST_BYTES, "the list of objects").await?;
+        let text = self.body(response, MAX_LIST_BYTES, &what).await?;
         serde_json::from_slice(&text)
             .or_error(ErrorKind::NotFound, || format!("{} lists no objects", self.base))
     }

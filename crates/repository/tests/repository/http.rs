@@ -16,7 +16,7 @@ use crate::world::{World, check, id, publication, read_version, version, whole};
 
 /// How a server treats what it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Manners {
+pub enum Manners {
     Honest,
     /// Sends whole objects whatever range was asked for.
     NoRanges,
@@ -37,8 +37,8 @@ struct Served {
 }
 
 /// A server on a free port; stops when it is dropped.
-struct Server {
-    base: String,
+pub struct Server {
+    pub base: String,
     task: JoinHandle<()>,
 }
 
@@ -48,7 +48,7 @@ impl Drop for Server {
     }
 }
 
-async fn serve(directory: Directory, manners: Manners) -> Server {
+pub async fn serve(directory: Directory, manners: Manners) -> Server {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}/v1/repositories/x", listener.local_addr().unwrap());
     let router = axum::Router::new()
@@ -132,7 +132,7 @@ fn http(server: &Server) -> Arc<Http> {
     Arc::new(Http::new(client(), &server.base, Epoch(1)))
 }
 
-fn client() -> reqwest::Client {
+pub fn client() -> reqwest::Client {
     // The process has one provider; whichever test comes first installs it.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::new()
