@@ -25,11 +25,11 @@ mod status;
 pub use client::{HostClient, HostEvents, OperationEvents};
 pub use operation::{Event, Operation, OperationState, StartResult};
 pub use request::{
-    Contact, ContactRequest, DeleteRequest, Empty, ExecReply, ExecRequest, JoinRequest,
-    LoginRequest, LogoutRequest, StartRequest, StopRequest, UndoRequest,
+    Contact, ContactRequest, DeleteRequest, Empty, ExecReply, ExecRequest, HoldRequest,
+    JoinRequest, LoginRequest, LogoutRequest, StartRequest, StopRequest, UndoRequest,
 };
 pub use status::{
-    AcceleratorStatus, ApplianceStatus, CacheStatus, Fetched, HostStatus, InstanceState,
+    AcceleratorStatus, ApplianceStatus, CacheStatus, Fetched, Held, HostStatus, InstanceState,
     LockHolder, ServerStatus, Session, UserDiskStatus, VersionStatus, Versions,
 };
 

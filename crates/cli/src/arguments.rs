@@ -65,7 +65,7 @@ const CHAPTERS: [(&str, &[&str]); 4] = [
         "Appliances",
         &[
             "list", "status", "start", "stop", "restart", "exec", "undo", "versions", "publish",
-            "reset", "delete",
+            "hold", "reset", "delete",
         ],
     ),
     ("This computer", &["login", "logout", "join", "doctor"]),

@@ -11,6 +11,7 @@ mod exec;
 mod exit_codes;
 mod grant;
 mod group;
+mod hold;
 mod host;
 mod join;
 mod list;
@@ -48,6 +49,7 @@ pub enum Verb {
     Undo(undo::Arguments),
     Versions(versions::Arguments),
     Publish(publish::Arguments),
+    Hold(hold::Arguments),
     Reset(reset::Arguments),
     Delete(delete::Arguments),
     Doctor(doctor::Arguments),
@@ -83,6 +85,7 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8> {
         Verb::Undo(arguments) => undo::run(arguments, context).await,
         Verb::Versions(arguments) => versions::run(arguments, context).await.map(done),
         Verb::Publish(arguments) => publish::run(arguments, context).await,
+        Verb::Hold(arguments) => hold::run(arguments, context).await,
         Verb::Reset(arguments) => reset::run(arguments, context).await,
         Verb::Delete(arguments) => delete::run(arguments, context).await,
         Verb::Doctor(arguments) => doctor::run(arguments, context).await,

@@ -112,6 +112,18 @@ impl VersionDisk {
         self.bring(&trace.ranges, Why::Replay, |_| ()).await
     }
 
+    /// Brings what a trace foretells, as [`replay`](Self::replay) does, but after everything that is more urgent: for a start
+    /// that nobody asked for yet.
+    pub async fn prefetch(&self, trace: &Trace) -> Vec<Digest> {
+        self.bring(&trace.ranges, Why::Prefetch, |_| ()).await
+    }
+
+    /// How many blocks the disk has.
+    #[must_use]
+    pub fn blocks(&self) -> u64 {
+        self.inner.blocks().count
+    }
+
     /// Brings all of the disk into the cache, after everything that is more urgent; returns its frames, for pinning. What
     /// is here already is not fetched again, so this goes on where it was cut short. `progress` hears how many blocks of
     /// the disk were gone through.

@@ -177,7 +177,7 @@ impl Core {
             list.insert(status.name.clone(), status);
         }
         for status in list.values_mut() {
-            complete(status, &profile);
+            self.complete(status, &profile);
         }
         Ok(list.into_values().collect())
     }
@@ -196,8 +196,17 @@ impl Core {
                 stopped(&session.user, name)
             }
         };
-        complete(&mut status, &profile);
+        self.complete(&mut status, &profile);
         Ok(status)
+    }
+
+    /// Adds what only the profile and the records know.
+    fn complete(&self, status: &mut ApplianceStatus, profile: &Profile) {
+        let entitled = profile.appliances.iter().find(|entry| entry.name == status.name);
+        status.latest = entitled.and_then(|entry| entry.latest);
+        status.restart_needed = status.running.is_some() && status.running < status.latest;
+        status.lock = profile.subscription(&status.name).and_then(|entry| entry.lock.clone());
+        status.held = crate::hold::held(&self.paths.instance(&status.user, &status.name));
     }
 
     pub(crate) async fn versions(
@@ -300,14 +309,7 @@ pub(crate) fn stopped(user: &UserName, name: &ApplianceName) -> ApplianceStatus 
         fetched: None,
         user_disk: None,
         lock: None,
+        held: None,
         operation: None,
     }
-}
-
-/// Adds what only the profile knows.
-fn complete(status: &mut ApplianceStatus, profile: &Profile) {
-    let entitled = profile.appliances.iter().find(|entry| entry.name == status.name);
-    status.latest = entitled.and_then(|entry| entry.latest);
-    status.restart_needed = status.running.is_some() && status.running < status.latest;
-    status.lock = profile.subscription(&status.name).and_then(|entry| entry.lock.clone());
 }

@@ -16,8 +16,8 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{any, get, post};
 use collective_api::failure::{ErrorBody, Failure};
 use collective_api::host::{
-    ApplianceStatus, ContactRequest, Empty, ExecRequest, HostStatus, JoinRequest, LoginRequest,
-    LogoutRequest, Operation, StartRequest, StopRequest, USER_HEADER, Versions,
+    ApplianceStatus, ContactRequest, Empty, ExecRequest, HoldRequest, HostStatus, JoinRequest,
+    LoginRequest, LogoutRequest, Operation, StartRequest, StopRequest, USER_HEADER, Versions,
 };
 use collective_model::{ApplianceName, Error, ErrorKind, OperationId, Result, ResultExt, UserName};
 use serde::Serialize;
@@ -43,6 +43,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/v1/appliances/{name}", get(appliance))
         .route("/v1/appliances/{name}/versions", get(versions))
         .route("/v1/appliances/{name}/exec", post(exec))
+        .route("/v1/appliances/{name}/hold", post(hold).delete(release))
         .route("/v1/appliances/{name}/{verb}", post(verb))
         .route("/v1/operations", get(operations))
         .route("/v1/operations/{id}", get(operation).delete(cancel))
@@ -198,6 +199,33 @@ async fn verb(
         }
     }
     answer(handle.now())
+}
+
+async fn hold(
+    State(core): State<Arc<Core>>,
+    Who(session): Who,
+    Path(name): Path<ApplianceName>,
+    body: Bytes,
+) -> Answer<Operation> {
+    let request: HoldRequest = parse(&body)?;
+    core.profile(&session).await?.appliance(&name)?;
+    let handle = core.operations.begin("hold", &name, &session.user);
+    let now = handle.now();
+    tokio::spawn(async move {
+        let done = crate::hold::hold(&core, &session, &name, request, &handle).await;
+        handle.end(done);
+    });
+    answer(now)
+}
+
+async fn release(
+    State(core): State<Arc<Core>>,
+    Who(session): Who,
+    Path(name): Path<ApplianceName>,
+) -> Answer<Empty> {
+    core.known_appliance(&session, &name).await?;
+    crate::hold::release(&core, &core.paths.instance(&session.user, &name))?;
+    answer(Empty {})
 }
 
 async fn operations(State(core): State<Arc<Core>>) -> Answer<Vec<Operation>> {

@@ -9,6 +9,7 @@
 
 mod admission;
 mod core;
+mod hold;
 mod http;
 mod instance;
 mod operation;
@@ -53,6 +54,8 @@ pub struct HostOptions {
     pub cache_bytes: u64,
     /// Memory that guests may have together.
     pub memory_mib: u64,
+    /// Whether the boots of new versions are fetched before they are asked for; not where data costs money.
+    pub prefetch: bool,
 }
 
 impl HostOptions {
@@ -66,6 +69,7 @@ impl HostOptions {
             publish_minutes: 10,
             cache_bytes: 20 << 30,
             memory_mib: (memory_bytes >> 20) * 3 / 4,
+            prefetch: true,
         }
     }
 }
@@ -92,6 +96,7 @@ impl Host {
         session::resume(&core);
         core.instances.recover(&core)?;
         let listener = listen(&core.paths.socket())?;
+        tokio::spawn(hold::keep(Arc::clone(&core)));
         let stopped = core.stop.clone().cancelled_owned();
         let router = http::router(Arc::clone(&core));
         let serving = tokio::spawn(async move {

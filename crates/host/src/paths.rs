@@ -104,6 +104,10 @@ impl InstancePaths {
         self.dir.join("subscription.json")
     }
 
+    pub(crate) fn hold(&self) -> PathBuf {
+        self.dir.join("hold.json")
+    }
+
     pub(crate) fn layers(&self) -> PathBuf {
         self.dir.join("layers")
     }

@@ -92,6 +92,15 @@ impl Sessions {
         Self(Arc::new(watch::Sender::new(BTreeMap::new())))
     }
 
+    /// Tells when somebody comes or goes.
+    pub(crate) fn watch(&self) -> watch::Receiver<BTreeMap<UserName, Arc<Session>>> {
+        self.0.subscribe()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Session>> {
+        self.0.borrow().values().cloned().collect()
+    }
+
     pub(crate) fn get(&self, user: &UserName) -> Option<Arc<Session>> {
         self.0.borrow().get(user).cloned()
     }

@@ -14,8 +14,8 @@ use serde::de::DeserializeOwned;
 use super::events::EventReader;
 use super::{
     ApplianceStatus, Contact, ContactRequest, DeleteRequest, Empty, Event, ExecReply, ExecRequest,
-    HostStatus, JoinRequest, LoginRequest, LogoutRequest, Operation, OperationState, Session,
-    StartRequest, StopRequest, USER_HEADER, UndoRequest, Versions,
+    HoldRequest, HostStatus, JoinRequest, LoginRequest, LogoutRequest, Operation, OperationState,
+    Session, StartRequest, StopRequest, USER_HEADER, UndoRequest, Versions,
 };
 use crate::{failure, http};
 
@@ -129,6 +129,17 @@ impl HostClient {
     /// Begins to back the user disk up now.
     pub async fn publish(&self, name: &ApplianceName) -> Result<Operation> {
         self.verb(name, "publish", &Empty {}).await
+    }
+
+    /// Fetches a version whole and keeps it on the host.
+    pub async fn hold(&self, name: &ApplianceName, request: &HoldRequest) -> Result<Operation> {
+        self.verb(name, "hold", request).await
+    }
+
+    /// Keeps an appliance on the host no longer than the cache wants to.
+    pub async fn release(&self, name: &ApplianceName) -> Result<()> {
+        let path = format!("/v1/appliances/{name}/hold");
+        self.call::<Empty>(Method::DELETE, &path, None::<&Empty>).await.map(drop)
     }
 
     /// Begins to delete the subscription.

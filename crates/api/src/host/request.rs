@@ -110,6 +110,15 @@ pub struct DeleteRequest {
     pub local: bool,
 }
 
+/// Fetches a version whole and keeps it here, so that it runs without the server.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HoldRequest {
+    /// One version; without it the latest, and every later one.
+    #[serde(default)]
+    pub version: Option<Version>,
+}
+
 /// A request with nothing to say.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

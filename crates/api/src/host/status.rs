@@ -114,8 +114,20 @@ pub struct ApplianceStatus {
     pub user_disk: Option<UserDiskStatus>,
     /// Who holds the subscription's lock, as last heard.
     pub lock: Option<LockHolder>,
+    /// Whether it is held here, to run without the server.
+    #[serde(default)]
+    pub held: Option<Held>,
     /// Work that goes on.
     pub operation: Option<OperationId>,
+}
+
+/// An appliance that somebody wants to have here whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// One version; none: the latest, whichever that is.
+    pub version: Option<Version>,
+    /// The version that is here whole.
+    pub complete: Option<Version>,
 }
 
 /// What is here of a disk that is paged in.

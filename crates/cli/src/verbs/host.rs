@@ -37,6 +37,9 @@ pub struct Arguments {
     /// Minutes between backups of a running appliance's user disk; 0: only when it stops [default: 10]
     #[arg(long, value_name = "MINUTES")]
     publish_minutes: Option<u32>,
+    /// Fetch nothing before it is asked for, as on a connection that is paid for by what it carries
+    #[arg(long)]
+    no_prefetch: bool,
     /// Tie this computer to a server at start, if it is tied to none (as `collective join`)
     #[arg(long, value_name = "URL")]
     join: Option<String>,
@@ -97,6 +100,7 @@ fn options(arguments: &Arguments, context: &Context) -> HostOptions {
     if let Some(Size(bytes)) = arguments.memory {
         options.memory_mib = bytes >> 20;
     }
+    options.prefetch = !arguments.no_prefetch;
     if let Some(minutes) = arguments.publish_minutes {
         options.publish_minutes = minutes;
     }

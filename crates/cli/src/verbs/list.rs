@@ -1,7 +1,7 @@
 //! `collective list`: the appliances that a person may start, and how each stands on this computer.
 
 use clap::Args;
-use collective_api::host::{ApplianceStatus, InstanceState};
+use collective_api::host::{ApplianceStatus, Held, InstanceState};
 use collective_model::{ByteCount, Result, Version};
 
 use crate::context::Context;
@@ -92,7 +92,15 @@ fn remark(appliance: &ApplianceStatus) -> String {
     } else if appliance.restart_needed {
         format!("version {} waits for the next start", number(appliance.latest))
     } else {
-        String::new()
+        appliance.held.map_or_else(String::new, held)
+    }
+}
+
+/// Says whether what is to be held is here.
+pub fn held(held: Held) -> String {
+    match held.complete {
+        Some(version) => format!("version {version} runs without the server"),
+        None => "on its way here whole".to_owned(),
     }
 }
 
@@ -120,6 +128,7 @@ mod tests {
             fetched: None,
             user_disk: None,
             lock: None,
+            held: None,
             operation: None,
         }
     }

@@ -186,6 +186,9 @@ fn detail(appliance: &ApplianceStatus) -> String {
         let took = Duration::try_from_secs_f64(seconds).unwrap_or_default();
         line("boot", text::duration(took));
     }
+    if let Some(held) = appliance.held {
+        line("held", list::held(held));
+    }
     if let Some(fetched) = &appliance.fetched {
         let (bytes, size) = (ByteCount(fetched.bytes), ByteCount(fetched.size_bytes));
         line("here", format!("{bytes} of {size} ({})", text::percent(fetched.share)));

@@ -43,3 +43,28 @@ fn what_is_written_without_a_server_is_published_when_it_is_back() {
     world.start("b");
     assert_eq!(world.read("b", "page"), "offline");
 }
+
+#[test]
+fn what_is_held_follows_what_is_published_and_starts_without_the_server() {
+    let mut world = World::new();
+    world.computer("a");
+    world.start("a");
+    world.write("a", "page", "from-elsewhere");
+    world.stop("a");
+    // This computer never ran anything.
+    world.computer("b");
+    let held = world.stage.on("b", &["hold", "tiny"]).unwrap();
+    assert_eq!(held["result"]["complete"], 1, "{held}");
+    world.publish_tiny("2");
+    // Somebody comes: what is new is looked for.
+    let password = world.text("password");
+    world.stage.on("b", &["login", "ann", "--password-file", &password]).unwrap();
+    world.wait_for("b", "held", |status| status["held"]["complete"] == 2);
+    world.stage.kill_daemon("server").unwrap();
+    let started = world.stage.on("b", &["start", "tiny", "--break-lock"]).unwrap();
+    assert_eq!(started["result"]["version"], 2, "{started}");
+    assert_eq!(world.read("b", "page"), "from-elsewhere");
+    assert_eq!(world.guest("b", "cat /etc/appliance-version"), "2");
+    world.stage.on("b", &["hold", "tiny", "--release"]).unwrap();
+    assert!(world.status("b")["held"].is_null());
+}

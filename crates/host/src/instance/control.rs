@@ -121,6 +121,7 @@ impl Owner {
         self.reset()?;
         self.disk = None;
         self.store_disk()?;
+        crate::hold::release(&self.core, &self.paths)?;
         match std::fs::remove_dir_all(&self.paths.dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error)
                 .or_error(ErrorKind::Internal, || {
