@@ -1,14 +1,15 @@
 //! Publishing: the one door through which bytes come into a repository.
 //!
 //! A [`Publication`] says for each disk what is new and what it is based on. Pieces are planned (holes found, the order of packs chosen),
-//! go through the pipeline (read, hash, look up, compress, pack, store), and are put together with what shows of the base into a
-//! flattened index. Order makes it atomic: packs, then index and traces, then the commit of the signed manifest, which is the
+//! go through the pipeline (read, hash, look up, compress, pack, store) with some old blocks that leave their packs, and are put
+//! together with what else shows of the base into a flattened index. Order makes it atomic: packs, then index and traces, then the commit of the signed manifest, which is the
 //! publication. A failure at any point leaves the head where it was and garbage that nobody finds.
 
 mod assemble;
 mod known;
 mod pipeline;
 mod plan;
+mod repack;
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -115,6 +116,8 @@ pub struct PublishStats {
     pub read_bytes: u64,
     /// Bytes in blocks that were read and are neither zero nor stored already.
     pub changed_bytes: u64,
+    /// Bytes in blocks that were stored already and moved to a new pack.
+    pub moved_bytes: u64,
     /// Bytes written to the repository.
     pub stored_bytes: u64,
     /// Bytes in blocks that were read and found stored already.
@@ -146,7 +149,10 @@ impl Repository {
         }
         let read_bytes = plans.iter().map(|plan| plan.read_bytes).sum();
         let candidates = self.candidate_packs(publication.parent, &plans).await?;
-        let newest_first: Vec<PackEntry> = candidates.iter().rev().copied().collect();
+        let left = self.repack(&mut plans, &candidates).await?;
+        // What moves must not be found where it moves away from.
+        let stay = candidates.iter().rev().filter(|pack| !left.contains(&pack.id));
+        let newest_first: Vec<PackEntry> = stay.copied().collect();
         let known = self.tables().load(&**self.backend(), &newest_first, read_bytes).await?;
 
         let mut pipeline = Pipeline::new(self, known, publication.sink.clone(), watch);

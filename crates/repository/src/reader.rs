@@ -180,8 +180,7 @@ impl DiskReader {
     /// # Errors
     /// As [`fetch`](Self::fetch); what came before stands.
     pub fn fetch_each(&self, frames: &[FrameRef]) -> FramesArriving {
-        let reads = plan_reads(frames).into_iter().map(|read| self.fetch_read(read, frames));
-        stream::iter(reads.collect::<Vec<_>>()).flatten_unordered(READS_AT_ONCE).boxed()
+        self.repository.fetch_each_frame(frames)
     }
 
     /// Fetches one frame.
@@ -195,19 +194,27 @@ impl DiskReader {
         // One frame takes less than a millisecond: not worth the way to another thread and back.
         frame.decode(&stored, self.repository.sealer())
     }
+}
+
+impl Repository {
+    /// Fetches frames as [`DiskReader::fetch_each`] does. A read that fails ends, and the others go on.
+    pub(crate) fn fetch_each_frame(&self, frames: &[FrameRef]) -> FramesArriving {
+        let reads = plan_reads(frames).into_iter().map(|read| self.fetch_read(read, frames));
+        stream::iter(reads.collect::<Vec<_>>()).flatten_unordered(READS_AT_ONCE).boxed()
+    }
 
     /// Carries out one read, and decodes each frame where it holds up nobody while the next one comes.
     fn fetch_read(&self, read: FrameRead, frames: &[FrameRef]) -> FramesArriving {
         let wanted = read.places.iter().map(|place| (*place, frames[*place])).collect();
         let cutter = Cutter {
-            backend: Arc::clone(self.repository.backend()),
+            backend: Arc::clone(self.backend()),
             begun: None,
             gathered: BytesMut::new(),
             offset: read.range.start,
             read,
             wanted,
         };
-        let sealer = self.repository.sealer().clone();
+        let sealer = self.sealer().clone();
         let stored = stream::try_unfold(cutter, |mut cutter| async move {
             Ok(cutter.next().await?.map(|stored| (stored, cutter)))
         });

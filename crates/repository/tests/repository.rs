@@ -16,6 +16,8 @@ mod prune;
 mod publish;
 #[path = "repository/reference.rs"]
 mod reference;
+#[path = "repository/repack.rs"]
+mod repack;
 #[path = "repository/stall.rs"]
 mod stall;
 #[path = "repository/trim.rs"]

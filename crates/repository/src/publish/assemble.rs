@@ -18,7 +18,7 @@ pub(super) struct PlacedRun {
 }
 
 impl PlacedRun {
-    fn range(&self) -> BlockRange {
+    pub fn range(&self) -> BlockRange {
         BlockRange::new(self.start, u64::from(self.count))
     }
 

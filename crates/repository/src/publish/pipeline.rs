@@ -135,7 +135,6 @@ impl<'a> Pipeline<'a> {
             .buffered(BATCHES_PER_CORE * self.cores);
         while let Some(batch) = hashed.next().await {
             let batch = batch.or_error(ErrorKind::Internal, broken_off)??;
-            self.stats.read_bytes += batch.plain.len() as u64;
             self.take(&batch, &mut runs);
             self.pack_until(FRAMES_PER_CORE * self.cores).await?;
             self.report();
@@ -161,20 +160,28 @@ impl<'a> Pipeline<'a> {
     /// Looks up the blocks of a batch and gathers those that are new.
     fn take(&mut self, batch: &HashedBatch, runs: &mut Vec<NumberedRun>) {
         let blocks = batch.plain.chunks_exact(BLOCK).zip(&batch.hashes);
-        let places =
-            batch.batch.runs.iter().flat_map(|run| {
-                (run.range.start..run.range.end()).map(|block| (block, run.traced))
-            });
-        for ((plain, hash), (block, traced)) in blocks.zip(places) {
+        let places = batch
+            .batch
+            .runs
+            .iter()
+            .flat_map(|run| (run.range.start..run.range.end()).map(move |block| (block, run)));
+        for ((plain, hash), (block, run)) in blocks.zip(places) {
+            self.stats.read_bytes += if run.moved { 0 } else { BLOCK_BYTES };
             let Some(hash) = hash else { continue };
             let last = runs.last().filter(|run| run.start + u64::from(run.count) == block);
             let expected = last.map(|run| run.number + run.count);
             let number = match self.known.find(hash, expected) {
                 Some(number) => {
-                    self.stats.reused_bytes += BLOCK_BYTES;
+                    self.stats.reused_bytes += if run.moved { 0 } else { BLOCK_BYTES };
                     number
                 }
-                None => self.gather(block, plain, hash, traced),
+                None => {
+                    let stats = &mut self.stats;
+                    let stored =
+                        if run.moved { &mut stats.moved_bytes } else { &mut stats.changed_bytes };
+                    *stored += BLOCK_BYTES;
+                    self.gather(block, plain, hash, run.traced)
+                }
             };
             match runs.last_mut() {
                 Some(run) if last_goes_on(run, block, number) => run.count += 1,
@@ -193,7 +200,6 @@ impl<'a> Pipeline<'a> {
         if gathered == most || (run_ends && nearly_full) || self.gathering.traced != traced {
             self.cut();
         }
-        self.stats.changed_bytes += BLOCK_BYTES;
         let gathering = &mut self.gathering;
         if gathering.plain.capacity() == 0 {
             gathering.plain.reserve_exact(most * BLOCK);

@@ -42,6 +42,8 @@ pub(super) struct Run {
     pub offset: u64,
     /// Whether the recorded start touches it.
     pub traced: bool,
+    /// Whether it was stored before and only moves to another pack.
+    pub moved: bool,
 }
 
 impl Batch {
@@ -69,7 +71,12 @@ pub(super) fn plan_disk(source: &DiskSource, trace: &[BlockRange]) -> Result<Dis
         }
     }
     let read_bytes = data.values().map(|run: &Run| run.range.length_bytes()).sum();
-    Ok(DiskPlan { covered, batches: batches(in_order(data, trace)), read_bytes })
+    Ok(DiskPlan { covered, batches: ordered_batches(data, trace), read_bytes })
+}
+
+/// Puts runs, given by where they start, into the order of packs and into batches.
+pub(super) fn ordered_batches(data: BTreeMap<u64, Run>, trace: &[BlockRange]) -> Vec<Batch> {
+    batches(in_order(data, trace))
 }
 
 fn check_piece(source: &DiskSource, piece: &Piece, blocks: u64) -> Result<()> {
@@ -151,7 +158,8 @@ fn data_runs(piece: &Piece, source: &DiskSource) -> Result<Vec<Run>> {
             BlockRange::new(piece.range.start + start, covering.end().saturating_sub(start));
         if !range.is_empty() {
             let offset = offset + start * BLOCK_BYTES;
-            runs.push(Run { range, file: file.clone(), offset, traced: false });
+            let file = file.clone();
+            runs.push(Run { range, file, offset, traced: false, moved: false });
         }
     }
     Ok(runs)
