@@ -10,6 +10,7 @@ use axum::routing::any;
 use collective_model::{DiskRole, Epoch, ErrorKind, Silent};
 use collective_repository::backend::{Backend, Commit, Directory, Http, ObjectName};
 use collective_repository::{Descriptor, Kind, Repository, SigningKey, Trust};
+use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::task::JoinHandle;
 
 use crate::world::{World, check, id, publication, read_version, version, whole};
@@ -26,6 +27,8 @@ pub enum Manners {
     Long,
     /// Turns a bit of everything.
     Lying,
+    /// Sends three quarters of a range and nothing more, without hanging up.
+    Stuck,
     /// Refuses as our server does.
     Refusing,
 }
@@ -98,6 +101,11 @@ async fn answer(
         Manners::Lying => {
             let middle = bytes.len() / 2;
             bytes[middle] ^= 1;
+        }
+        Manners::Stuck if matches!(name, ObjectName::Pack(_)) => {
+            bytes.truncate(bytes.len() * 3 / 4);
+            let begun = stream::iter([Ok::<_, std::io::Error>(Bytes::from(bytes))]);
+            return (status, Body::from_stream(begun.chain(stream::pending()))).into_response();
         }
         _ => {}
     }
@@ -230,4 +238,89 @@ async fn a_refusal_is_passed_on_with_kind_message_and_hint_and_no_server_is_unav
     let away = Arc::new(Http::new(client(), &base, Epoch(0)));
     assert_eq!(world.reopen(away).await.unwrap_err().kind(), ErrorKind::Unavailable);
     read_version(&world.repository, 1).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_frame_is_there_before_the_rest_of_its_read() {
+    let root = tempfile::tempdir().unwrap();
+    let (directory, world) = directory(root.path()).await;
+    let server = serve(directory, Manners::Stuck).await;
+    let repository = world.reopen(http(&server)).await.unwrap();
+    let disk = repository.version(version(1)).await.unwrap().disk(DiskRole::System).await.unwrap();
+    let extents = disk.map(collective_model::BlockRange::new(0, 99)).await.unwrap();
+    let frames = extents.iter().filter_map(|extent| match extent.what {
+        collective_repository::ExtentData::Frame { frame, .. } => Some(frame),
+        collective_repository::ExtentData::Zero => None,
+    });
+    let frames: Vec<_> = frames.collect();
+    let mut arriving = disk.fetch_each(&frames);
+    // Three quarters of the one read that brings them all, but for the frame that is cut.
+    for (place, frame) in frames.iter().enumerate().take(frames.len() * 3 / 4 - 1) {
+        let (there, plain) = arriving.try_next().await.unwrap().unwrap();
+        assert_eq!((there, plain.len()), (place, frame.plain_bytes()));
+    }
+    drop(arriving);
+}
+
+#[tokio::test]
+async fn a_repository_copied_to_a_web_server_is_read_from_there() {
+    let root = tempfile::tempdir().unwrap();
+    let (_, world) = directory(root.path()).await;
+    world.publish(1, vec![whole(&[5, 6])]).await.unwrap();
+    let web = Nginx::serve(root.path());
+    let backend = Http::new(client(), &format!("http://{}/repository", web.address), Epoch(0));
+    let repository = world.reopen(Arc::new(backend)).await.unwrap();
+    assert_eq!(repository.head().await.unwrap(), Some(version(2)));
+    check(&repository, 1, &(1..100).collect::<Vec<_>>()).await;
+    check(&repository, 2, &[5, 6]).await;
+    let report = repository.verify(&Silent).await.unwrap();
+    assert!(report.damages.is_empty(), "{report:?}");
+    // It takes nothing in, and says so.
+    let error = repository
+        .publish(publication(2, vec![whole(&[7])]), &SigningKey::from_seed([7; 32]), &Silent)
+        .await
+        .unwrap_err();
+    assert_ne!(error.kind(), ErrorKind::Internal, "{error:?}");
+}
+
+/// A stranger's web server; ended when dropped.
+struct Nginx {
+    address: std::net::SocketAddr,
+    child: std::process::Child,
+}
+
+impl Nginx {
+    fn serve(root: &std::path::Path) -> Self {
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let own = root.display();
+        let file = root.join("nginx.conf");
+        let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+        let temporary = temporary.map(|kind| format!("{kind}_temp_path {own}/{kind};")).concat();
+        let text = format!(
+            "daemon off; master_process off; pid {own}/pid; error_log {own}/error.log; events {{}}\n\
+             http {{ access_log off; {temporary} server {{ listen {address}; root {own}; }} }}\n"
+        );
+        std::fs::write(&file, text).unwrap();
+        let child = std::process::Command::new("nginx")
+            .arg("-c")
+            .arg(&file)
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("nginx is installed");
+        let web = Self { address, child };
+        let limit = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while std::net::TcpStream::connect(address).is_err() {
+            assert!(std::time::Instant::now() < limit, "nginx does not listen");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        web
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
