@@ -26,11 +26,11 @@ pub use client::{HostClient, HostEvents, OperationEvents};
 pub use operation::{Event, Operation, OperationState, StartResult};
 pub use request::{
     Contact, ContactRequest, DeleteRequest, Empty, ExecReply, ExecRequest, HoldRequest,
-    JoinRequest, LoginRequest, LogoutRequest, StartRequest, StopRequest, UndoRequest,
+    JoinRequest, LoginRequest, LogoutRequest, StartRequest, StopRequest, TrimRequest, UndoRequest,
 };
 pub use status::{
-    AcceleratorStatus, ApplianceStatus, CacheStatus, Fetched, Held, HostStatus, InstanceState,
-    LockHolder, ServerStatus, Session, UserDiskStatus, VersionStatus, Versions,
+    AcceleratorStatus, ApplianceStatus, CacheReport, CacheStatus, Fetched, Held, HostStatus,
+    InstanceState, LockHolder, ServerStatus, Session, UserDiskStatus, VersionStatus, Versions,
 };
 
 /// The header that names the session of a request.

@@ -68,7 +68,7 @@ const CHAPTERS: [(&str, &[&str]); 4] = [
             "hold", "reset", "delete",
         ],
     ),
-    ("This computer", &["login", "logout", "join", "doctor"]),
+    ("This computer", &["login", "logout", "join", "doctor", "cache"]),
     ("Administration", &["appliance", "user", "group", "grant", "token"]),
     ("Daemons and the rest", &["host", "serve", "completion", "exit-codes", "help"]),
 ];

@@ -4,6 +4,7 @@
 //! daemon and says what came back. Nothing is decided here that a library could decide.
 
 mod appliance;
+mod cache;
 mod completion;
 mod delete;
 mod doctor;
@@ -53,6 +54,7 @@ pub enum Verb {
     Reset(reset::Arguments),
     Delete(delete::Arguments),
     Doctor(doctor::Arguments),
+    Cache(cache::Arguments),
     Appliance(appliance::Arguments),
     User(user::Arguments),
     Group(group::Arguments),
@@ -89,6 +91,7 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8> {
         Verb::Reset(arguments) => reset::run(arguments, context).await,
         Verb::Delete(arguments) => delete::run(arguments, context).await,
         Verb::Doctor(arguments) => doctor::run(arguments, context).await,
+        Verb::Cache(arguments) => cache::run(arguments, context).await,
         Verb::Appliance(arguments) => appliance::run(arguments, context).await,
         Verb::User(arguments) => user::run(arguments, context).await.map(done),
         Verb::Group(arguments) => group::run(arguments, context).await.map(done),

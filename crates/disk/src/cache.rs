@@ -63,6 +63,17 @@ pub struct CacheStats {
     pub damaged: u64,
 }
 
+/// What a look at every frame of a cache found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheReport {
+    /// Frames that were read.
+    pub frames: u64,
+    /// Their bytes, decompressed.
+    pub bytes: u64,
+    /// Frames that were not right, and were dropped.
+    pub damaged: u64,
+}
+
 /// Whether a read that may not wait was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheRead {
@@ -161,6 +172,40 @@ impl Cache {
     pub fn unpin(&self, id: &str) {
         self.writer().stuck = false;
         self.core.pins().unpin(id);
+    }
+
+    /// Lets what is not pinned leave until so many bytes are on disk; returns how many were freed.
+    pub fn trim(&self, to_bytes: u64) -> u64 {
+        let mut writer = self.writer();
+        let before = writer.used_bytes();
+        writer.trim(&self.core, to_bytes);
+        before.saturating_sub(writer.used_bytes())
+    }
+
+    /// Reads every frame, and drops those that the disk does not give back right; they are fetched again when they are
+    /// wanted. Reads and writes of others go on. `progress` hears how many bytes were read.
+    pub fn verify(&self, mut progress: impl FnMut(u64)) -> CacheReport {
+        let places: Vec<_> = self
+            .core
+            .places()
+            .iter()
+            .map(|(hash, place)| (*hash, Arc::clone(&place.segment), place.entry))
+            .collect();
+        let mut report = CacheReport::default();
+        for (hash, segment, entry) in places {
+            let mut plain = vec![0; plain_bytes(entry.blocks)];
+            report.frames += 1;
+            report.bytes += plain.len() as u64;
+            if read_bytes(&segment, &entry, 0, &mut plain, true) != Outcome::Right
+                && self.core.touched_at(&entry, segment.number).is_some()
+            {
+                report.damaged += 1;
+                self.core.counters.damaged.fetch_add(1, Ordering::Relaxed);
+                self.core.forget(&hash, segment.number);
+            }
+            progress(report.bytes);
+        }
+        report
     }
 
     /// Returns what the cache holds and did.

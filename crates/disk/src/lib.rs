@@ -18,7 +18,9 @@ mod recorder;
 mod source;
 mod version_disk;
 
-pub use cache::{CACHE_CAPACITY_MINIMUM_BYTES, Cache, CacheOptions, CacheRead, CacheStats};
+pub use cache::{
+    CACHE_CAPACITY_MINIMUM_BYTES, Cache, CacheOptions, CacheRead, CacheReport, CacheStats,
+};
 pub use export::Export;
 pub use fetcher::{FetchSettings, FetchStats, Fetcher, Late};
 pub use raw_file::RawFile;

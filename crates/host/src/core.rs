@@ -89,7 +89,6 @@ impl Core {
         let settings = self.settings.get();
         let sessions = self.sessions.list();
         let reachable = sessions.iter().any(|session| session.online);
-        let cache = self.cache.stats();
         HostStatus {
             name: settings.name,
             id: settings.id,
@@ -104,16 +103,25 @@ impl Core {
                 reachable,
             }),
             sessions,
-            cache: CacheStatus {
-                capacity_bytes: self.options.cache_bytes,
-                used_bytes: cache.used_bytes,
-                fetched_bytes: self.fetcher.stats().fetched_bytes,
-            },
+            cache: self.cache_status(),
             accelerator: self.probed.get().map(|probe| AcceleratorStatus {
                 name: probe.accelerator.to_string(),
                 why: probe.why.clone(),
             }),
             publish_minutes: self.options.publish_minutes,
+        }
+    }
+
+    pub(crate) fn cache_status(&self) -> CacheStatus {
+        let cache = self.cache.stats();
+        CacheStatus {
+            capacity_bytes: self.options.cache_bytes,
+            used_bytes: cache.used_bytes,
+            fetched_bytes: self.fetcher.stats().fetched_bytes,
+            frames: cache.frames,
+            hits: cache.hits,
+            misses: cache.misses,
+            damaged: cache.damaged,
         }
     }
 

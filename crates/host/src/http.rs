@@ -16,10 +16,14 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{any, get, post};
 use collective_api::failure::{ErrorBody, Failure};
 use collective_api::host::{
-    ApplianceStatus, ContactRequest, Empty, ExecRequest, HoldRequest, HostStatus, JoinRequest,
-    LoginRequest, LogoutRequest, Operation, StartRequest, StopRequest, USER_HEADER, Versions,
+    ApplianceStatus, CacheStatus, ContactRequest, Empty, ExecRequest, HoldRequest, HostStatus,
+    JoinRequest, LoginRequest, LogoutRequest, Operation, StartRequest, StopRequest, TrimRequest,
+    USER_HEADER, Versions,
 };
-use collective_model::{ApplianceName, Error, ErrorKind, OperationId, Result, ResultExt, UserName};
+use collective_disk::CacheReport;
+use collective_model::{
+    ApplianceName, Error, ErrorKind, Monitor, OperationId, Progress, Result, ResultExt, UserName,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -45,6 +49,8 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/v1/appliances/{name}/exec", post(exec))
         .route("/v1/appliances/{name}/hold", post(hold).delete(release))
         .route("/v1/appliances/{name}/{verb}", post(verb))
+        .route("/v1/cache/trim", post(trim_cache))
+        .route("/v1/cache/verify", post(verify_cache))
         .route("/v1/operations", get(operations))
         .route("/v1/operations/{id}", get(operation).delete(cancel))
         .route("/v1/operations/{id}/events", get(events::operation))
@@ -226,6 +232,30 @@ async fn release(
     core.known_appliance(&session, &name).await?;
     crate::hold::release(&core, &core.paths.instance(&session.user, &name))?;
     answer(Empty {})
+}
+
+async fn trim_cache(State(core): State<Arc<Core>>, body: Bytes) -> Answer<CacheStatus> {
+    let request: TrimRequest = parse(&body)?;
+    let cache = core.cache.clone();
+    let trimmed = tokio::task::spawn_blocking(move || cache.trim(request.to_bytes)).await;
+    trimmed.or_error(ErrorKind::Internal, || "the cache was not trimmed".to_owned())?;
+    answer(core.cache_status())
+}
+
+async fn verify_cache(State(core): State<Arc<Core>>, body: Bytes) -> Answer<Operation> {
+    parse::<Empty>(&body)?;
+    let handle = core.operations.begin_own("verify the cache");
+    handle.past_cancelling();
+    let (now, cache) = (handle.now(), core.cache.clone());
+    tokio::task::spawn_blocking(move || {
+        handle.stage("reading every frame");
+        let found = cache.verify(|done_bytes| {
+            handle.progress(Progress { done_bytes, total_bytes: None, moved_bytes: 0 });
+        });
+        let CacheReport { frames, bytes, damaged } = found;
+        handle.end(Ok(collective_api::host::CacheReport { frames, bytes, damaged }));
+    });
+    answer(now)
 }
 
 async fn operations(State(core): State<Arc<Core>>) -> Answer<Vec<Operation>> {

@@ -46,13 +46,27 @@ impl Operations {
         }
     }
 
-    /// Begins an operation.
+    /// Begins an operation on an appliance of a user.
     pub(crate) fn begin(&self, verb: &str, appliance: &ApplianceName, user: &UserName) -> Handle {
+        self.begin_for(verb, Some(appliance.clone()), Some(user.clone()))
+    }
+
+    /// Begins an operation of the host itself.
+    pub(crate) fn begin_own(&self, verb: &str) -> Handle {
+        self.begin_for(verb, None, None)
+    }
+
+    fn begin_for(
+        &self,
+        verb: &str,
+        appliance: Option<ApplianceName>,
+        user: Option<UserName>,
+    ) -> Handle {
         let operation = Operation {
             id: OperationId(crate::random()),
             verb: verb.to_owned(),
-            appliance: Some(appliance.clone()),
-            user: Some(user.clone()),
+            appliance,
+            user,
             state: OperationState::Running,
             stage: "waiting its turn".to_owned(),
             done_bytes: 0,

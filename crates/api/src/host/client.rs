@@ -13,9 +13,10 @@ use serde::de::DeserializeOwned;
 
 use super::events::EventReader;
 use super::{
-    ApplianceStatus, Contact, ContactRequest, DeleteRequest, Empty, Event, ExecReply, ExecRequest,
-    HoldRequest, HostStatus, JoinRequest, LoginRequest, LogoutRequest, Operation, OperationState,
-    Session, StartRequest, StopRequest, USER_HEADER, UndoRequest, Versions,
+    ApplianceStatus, CacheStatus, Contact, ContactRequest, DeleteRequest, Empty, Event, ExecReply,
+    ExecRequest, HoldRequest, HostStatus, JoinRequest, LoginRequest, LogoutRequest, Operation,
+    OperationState, Session, StartRequest, StopRequest, TrimRequest, USER_HEADER, UndoRequest,
+    Versions,
 };
 use crate::{failure, http};
 
@@ -140,6 +141,16 @@ impl HostClient {
     pub async fn release(&self, name: &ApplianceName) -> Result<()> {
         let path = format!("/v1/appliances/{name}/hold");
         self.call::<Empty>(Method::DELETE, &path, None::<&Empty>).await.map(drop)
+    }
+
+    /// Lets what nobody holds leave the cache; returns how the cache stands then.
+    pub async fn trim_cache(&self, request: &TrimRequest) -> Result<CacheStatus> {
+        self.post("/v1/cache/trim", request).await
+    }
+
+    /// Reads every frame of the cache, as an operation that ends with a [`CacheReport`](super::CacheReport).
+    pub async fn verify_cache(&self) -> Result<Operation> {
+        self.post("/v1/cache/verify", &Empty {}).await
     }
 
     /// Begins to delete the subscription.

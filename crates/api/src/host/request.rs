@@ -119,6 +119,14 @@ pub struct HoldRequest {
     pub version: Option<Version>,
 }
 
+/// Lets what nobody holds leave the cache.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrimRequest {
+    /// Bytes that may stay on disk.
+    pub to_bytes: u64,
+}
+
 /// A request with nothing to say.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -57,8 +57,31 @@ pub struct CacheStatus {
     pub capacity_bytes: u64,
     /// Bytes it holds.
     pub used_bytes: u64,
-    /// Bytes that crossed the network, since the directory was made.
+    /// Bytes that crossed the network since the daemon started.
     pub fetched_bytes: u64,
+    /// Frames that it holds.
+    #[serde(default)]
+    pub frames: u64,
+    /// Reads that it answered since the daemon started.
+    #[serde(default)]
+    pub hits: u64,
+    /// Reads that it did not.
+    #[serde(default)]
+    pub misses: u64,
+    /// Frames that the disk did not give back right; they were fetched again.
+    #[serde(default)]
+    pub damaged: u64,
+}
+
+/// What a look at every frame of the cache found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheReport {
+    /// Frames that were read.
+    pub frames: u64,
+    /// Their bytes, decompressed.
+    pub bytes: u64,
+    /// Frames that were not right, and were dropped; they are fetched again when they are wanted.
+    pub damaged: u64,
 }
 
 /// What runs the machines.

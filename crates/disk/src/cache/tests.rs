@@ -288,3 +288,32 @@ fn readers_beside_a_writer_that_evicts_see_right_bytes_only() {
     assert!(hits > 0);
     assert_eq!(cache.stats().damaged, 0);
 }
+
+#[test]
+fn a_look_at_everything_finds_what_is_damaged_and_a_trim_leaves_what_is_pinned() {
+    let directory = TempDir::new().unwrap();
+    let frames: Vec<_> = (0..60).map(frame).collect();
+    let cache = open(&directory);
+    for (hash, plain) in &frames {
+        assert!(cache.insert(*hash, plain));
+    }
+    assert_eq!(cache.verify(|_| ()).damaged, 0);
+    let file = OpenOptions::new().write(true).open(files(&directory).remove(0)).unwrap();
+    let middle = file.metadata().unwrap().len() / 2;
+    file.write_all_at(&[7; SECTOR], middle).unwrap();
+    let found = cache.verify(|_| ());
+    assert_eq!((found.frames, found.damaged), (60, 1));
+    let again = cache.verify(|_| ());
+    assert_eq!((again.frames, again.damaged), (59, 0));
+
+    let pinned = frames.iter().find(|(hash, _)| cache.contains(hash)).unwrap();
+    cache.pin("start", vec![pinned.0]);
+    let freed = cache.trim(1 << 20);
+    assert!(freed > 0 && cache.stats().used_bytes <= 1 << 20, "{:?}", cache.stats());
+    assert!(holds(&cache, &pinned.0, &pinned.1));
+    cache.unpin("start");
+    cache.trim(0);
+    assert_eq!((cache.stats().used_bytes, cache.stats().frames), (0, 0));
+    assert_eq!(bytes_on_disk(&directory), 0);
+    assert!(cache.insert(frames[1].0, &frames[1].1) && holds(&cache, &frames[1].0, &frames[1].1));
+}

@@ -108,6 +108,18 @@ impl Writer {
         }
     }
 
+    /// Lets segments go until the cache has so many bytes on disk, or pins hold the rest.
+    pub fn trim(&mut self, core: &Core, to_bytes: u64) {
+        self.seal();
+        self.stuck = false;
+        while self.used_bytes() > to_bytes && self.evict(core) {
+            // What survives goes to a segment that may have to leave in its turn.
+            if self.sealed.is_empty() {
+                self.seal();
+            }
+        }
+    }
+
     /// Sees to it that there is a segment with room for a frame.
     fn prepare(&mut self, core: &Core, plain_bytes: usize) -> io::Result<()> {
         if self.active.as_ref().is_some_and(|active| active.bytes >= self.segment_bytes) {
