@@ -16,5 +16,6 @@ mod range;
 mod routes;
 mod server;
 mod state;
+mod untaken;
 
 pub use server::{Server, ServerOptions};

@@ -1,9 +1,10 @@
 //! Accepts connections: TLS for everybody, and the administrators' socket.
 //!
 //! Every connection lives in a task of its own from its first byte, handshake included, with a time limit: a silent client
-//! holds a file descriptor and nothing else, and one that stops reading is cut off by the kernel. What the connection knows of
+//! holds a file descriptor and nothing else, and one that stops reading is cut off: by the kernel, or by what `untaken` sees. What the connection knows of
 //! its peer goes into each of its requests as a [`Peer`]; whether the peer may do anything is decided per request.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -26,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use crate::authority::identity_uri;
+use crate::untaken::Answers;
 
 /// Connections at a time; further ones wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 4096;
@@ -36,6 +38,8 @@ const HEAD_LIMIT: Duration = Duration::from_secs(60);
 /// How long the network may take nothing of what was sent. The kernel measures it by what the peer acknowledges, so a slow line is
 /// not cut, nor is a connection on which nothing waits.
 const UNREAD_LIMIT: Duration = Duration::from_secs(120);
+/// How long a living connection may ask none of its answers for more. A MiB or two go at a time: half a minute at 64 KiB/s.
+const UNTAKEN_LIMIT: Duration = Duration::from_secs(5 * 60);
 /// How often a silent HTTP/2 connection is asked whether it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Requests at a time on one HTTP/2 connection.
@@ -78,6 +82,7 @@ pub struct Connections {
     router: Router,
     permits: Arc<Semaphore>,
     unread_limit: Duration,
+    untaken_limit: Duration,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -85,7 +90,8 @@ pub struct Connections {
 impl Connections {
     pub fn new(router: Router, tasks: TaskTracker, stop: CancellationToken) -> Self {
         let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        Self { router, permits, unread_limit: UNREAD_LIMIT, tasks, stop }
+        let (unread_limit, untaken_limit) = (UNREAD_LIMIT, UNTAKEN_LIMIT);
+        Self { router, permits, unread_limit, untaken_limit, tasks, stop }
     }
 
     /// Accepts clients on the network until the server stops.
@@ -163,10 +169,13 @@ impl Connections {
     /// Serves one connection; when the server stops, the running requests are finished.
     async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, peer: Peer) {
         let router = self.router;
+        let answers = Answers::new();
+        let watched = answers.clone();
         let service = hyper::service::service_fn(move |request| {
             let mut request: Request<hyper::body::Incoming> = request;
             request.extensions_mut().insert(peer.clone());
-            router.clone().call(request)
+            let (answer, watched) = (router.clone().call(request), watched.clone());
+            async move { Ok::<_, Infallible>(answer.await?.map(|body| watched.watch(body))) }
         });
         let mut builder = Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT);
@@ -177,8 +186,13 @@ impl Connections {
             .max_concurrent_streams(STREAMS_MAX);
         let connection = builder.serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
+        let left = async {
+            answers.left(self.untaken_limit).await;
+            tracing::debug!("a connection leaves its answers untaken");
+        };
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
+            () = left => return,
             () = self.stop.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
@@ -229,12 +243,15 @@ mod tests {
     const ANSWER_BYTES: usize = 64 << 20;
     const PIECE_BYTES: usize = 1 << 20;
     const UNREAD_LIMIT: Duration = Duration::from_secs(2);
+    const UNTAKEN_LIMIT: Duration = Duration::from_secs(2);
+    /// For the limit that a test is not about.
+    const NEVER: Duration = Duration::from_secs(3600);
     /// How long what must happen may take on a busy machine.
     const LIMIT: Duration = Duration::from_secs(60);
 
     #[tokio::test]
     async fn only_a_connection_whose_answer_nobody_reads_is_cut_off() {
-        let server = Served::start().await;
+        let server = Served::start(UNREAD_LIMIT, NEVER).await;
         let mut waiting = server.ask("/later").await;
         let unread = server.ask("/large").await;
         let mut read = server.ask("/large").await;
@@ -257,11 +274,38 @@ mod tests {
         assert!(answer.ends_with("at last"), "{answer}");
     }
 
+    #[tokio::test]
+    async fn a_stream_that_stands_still_on_a_living_connection_ends_it_and_one_that_waits_does_not()
+    {
+        let server = Served::start(NEVER, UNTAKEN_LIMIT).await;
+        let waiting = tokio::spawn(server.http().get(server.url("/later")).send());
+        let mut read = server.http().get(server.url("/large")).send().await.unwrap();
+        let untaken = server.http().get(server.url("/large")).send().await.unwrap();
+        assert_eq!(untaken.version(), axum::http::Version::HTTP_2);
+        let permits = server.connections.permits.available_permits();
+        let mut taken = 0;
+        let slow = tokio::time::Instant::now();
+        let freed = || server.connections.permits.available_permits() > permits;
+        while slow.elapsed() < 2 * UNTAKEN_LIMIT || !freed() {
+            taken += read.chunk().await.unwrap().expect("the other is cut off before").len();
+            tokio::time::sleep(UNTAKEN_LIMIT / 400).await;
+        }
+        while let Some(chunk) = read.chunk().await.unwrap() {
+            taken += chunk.len();
+        }
+        assert_eq!(taken, ANSWER_BYTES);
+        let cut = untaken.bytes().await.unwrap_err();
+        assert!(cut.is_body() || cut.is_decode(), "{cut:?}");
+        server.answer_later.cancel();
+        let answer = waiting.await.unwrap().unwrap();
+        assert_eq!(answer.text().await.unwrap(), "at last");
+    }
+
     /// Connections that are served with short limits.
     struct Served {
         connections: Connections,
         address: std::net::SocketAddr,
-        connector: TlsConnector,
+        trusting: Arc<ClientConfig>,
         answer_later: CancellationToken,
         stop: CancellationToken,
     }
@@ -273,7 +317,7 @@ mod tests {
     }
 
     impl Served {
-        async fn start() -> Self {
+        async fn start(unread_limit: Duration, untaken_limit: Duration) -> Self {
             let directory = tempfile::tempdir().unwrap();
             let now = std::time::SystemTime::now().into();
             let authority = Authority::open_or_create(directory.path(), now).unwrap();
@@ -295,19 +339,31 @@ mod tests {
             let (answer_later, stop) = (CancellationToken::new(), CancellationToken::new());
             let router = router(&answer_later);
             let mut connections = Connections::new(router, TaskTracker::new(), stop.clone());
-            connections.unread_limit = UNREAD_LIMIT;
+            connections.unread_limit = unread_limit;
+            connections.untaken_limit = untaken_limit;
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             tokio::spawn(connections.clone().serve_network(listener, Arc::new(config)));
-            let connector = TlsConnector::from(Arc::new(trusting));
-            Self { connections, address, connector, answer_later, stop }
+            Self { connections, address, trusting: Arc::new(trusting), answer_later, stop }
+        }
+
+        /// Makes a client that speaks HTTP/2 on a connection of its own.
+        fn http(&self) -> reqwest::Client {
+            let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge();
+            let client = client.tls_backend_preconfigured((*self.trusting).clone());
+            client.resolve("server", self.address).build().unwrap()
+        }
+
+        fn url(&self, path: &str) -> String {
+            format!("https://server:{}{path}", self.address.port())
         }
 
         /// Asks for something and reads the first byte of the answer, unless that is to come later.
         async fn ask(&self, path: &str) -> TlsStream<TcpStream> {
             let stream = TcpStream::connect(self.address).await.unwrap();
             let name = ServerName::try_from("server").unwrap();
-            let mut stream = self.connector.connect(name, stream).await.unwrap();
+            let connector = TlsConnector::from(Arc::clone(&self.trusting));
+            let mut stream = connector.connect(name, stream).await.unwrap();
             let request =
                 format!("GET {path} HTTP/1.1\r\nhost: server\r\nconnection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).await.unwrap();
