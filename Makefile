@@ -5,7 +5,8 @@
 # The main job on a real Debian appliance. KEEP=1 leaves it running and says how to look around.
 demo:
 	@scripts/install-packages demo
-	@cargo xtask demo
+	@echo "building what plays the demo"
+	@cargo run --package xtask -- demo
 
 # Everything that must pass, in the order of cost.
 test:
@@ -15,7 +16,8 @@ test:
 # Our figures beside those of peers, in one run; see docs/performance.md. QUICK=1 for the short form.
 bench:
 	@scripts/install-packages bench
-	@cargo run --quiet --release --package collective-bench
+	@echo "building what measures, and the program: 10 to 30 minutes the first time"
+	@cargo run --release --package collective-bench
 
 tidy:
 	@cargo xtask tidy

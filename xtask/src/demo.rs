@@ -1,11 +1,14 @@
 //! `cargo xtask demo`: the main job with the built command, as people would type it.
 //!
-//! An administrator, a user called Ann and two computers, A and B, each in a directory of its own below `target/demo`. One
-//! line for each step with its time and its bytes; the same facts go to `target/demo/report.json`. Nothing is left
-//! running unless `KEEP=1` asks for it. The steps are in `story`, the computers and their daemons in `xtask::stage`.
+//! An administrator, a user called Ann and two computers, A and B, each in a directory of its own below `target/demo`;
+//! their sockets are in a short directory that belongs to this checkout and this user. One line for each step with its
+//! time and its bytes; the same facts go to `target/demo/report.json`. Nothing is left running unless `KEEP=1` asks for
+//! it. The steps are in `story`, the computers and their daemons in `xtask::stage`.
 
 mod story;
 
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -47,24 +50,22 @@ pub fn run() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent")?;
     let keep = std::env::var("KEEP").is_ok_and(|value| !matches!(value.as_str(), "" | "0"));
     let started = Instant::now();
+    say("building the program: 10 to 30 minutes the first time, seconds after that");
     let command = build(root)?;
     say(&format!("{:>7.1} s  build the program", started.elapsed().as_secs_f64()));
 
     let mut stage = empty_stage(root, command)?;
     let started = Instant::now();
     let mut report = Report::default();
-    story::play(&mut stage, &root.join("appliances/debian"), &mut report, keep)?;
+    let played = story::play(&mut stage, &root.join("appliances/debian"), &mut report, keep);
     report.seconds = started.elapsed().as_secs_f64();
-    if keep {
+    if keep && played.is_ok() {
         say(&how_to_look_around(&stage)?);
         stage.leave_running();
     } else {
-        stage.close()?;
-        let left = stage.processes()?;
-        if !left.is_empty() {
-            bail!("the processes {left:?} are left behind");
-        }
+        end(&mut stage)?;
     }
+    played?;
     let path = stage.path("report.json");
     std::fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")?;
     say(&format!("{:>7.1} s  in all; the facts are in {}", report.seconds, path.display()));
@@ -74,7 +75,7 @@ pub fn run() -> Result<()> {
 /// Builds the command and returns where it is.
 fn build(root: &Path) -> Result<PathBuf> {
     let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--release", "--package", "collective-cli"])
+        .args(["build", "--release", "--package", "collective-cli"])
         .current_dir(root)
         .status()?;
     if !status.success() {
@@ -88,7 +89,8 @@ fn build(root: &Path) -> Result<PathBuf> {
 /// Makes the stage; what an earlier demo left is ended and removed, but for downloaded packages.
 fn empty_stage(root: &Path, command: PathBuf) -> Result<Stage> {
     let directory = root.join("target/demo");
-    let runtime = std::env::temp_dir().join("collective-demo");
+    let user = std::fs::metadata("/proc/self").context("cannot tell whose process this is")?.uid();
+    let runtime = std::env::temp_dir().join(runtime_name(root, user));
     Stage::set(command.clone(), directory.clone(), runtime.clone())?.end_all()?;
     let old = ["server", "a", "b", "images", "keys"].map(|name| directory.join(name));
     for path in old.iter().chain([&runtime]).filter(|path| path.exists()) {
@@ -96,6 +98,29 @@ fn empty_stage(root: &Path, command: PathBuf) -> Result<Stage> {
             .with_context(|| format!("cannot remove {}", path.display()))?;
     }
     Stage::set(command, directory, runtime)
+}
+
+/// Ends all that runs on the stage, and takes the directory of its sockets away.
+fn end(stage: &mut Stage) -> Result<()> {
+    stage.close()?;
+    let left = stage.processes()?;
+    if !left.is_empty() {
+        bail!("the processes {left:?} are left behind");
+    }
+    let runtime = stage.runtime("");
+    std::fs::remove_dir_all(&runtime)
+        .with_context(|| format!("cannot remove {}", runtime.display()))
+}
+
+/// Names the directory of the sockets: short, because the system allows 107 bytes for a socket's path, and another one
+/// for each checkout and user, because a demo ends what it finds running there.
+fn runtime_name(root: &Path, user: u32) -> String {
+    // FNV-1a; a name that differs is all that is wanted.
+    let user = user.to_le_bytes();
+    let bytes = root.as_os_str().as_bytes().iter().chain(&user);
+    let hash = bytes
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    format!("collective-demo-{hash:08x}")
 }
 
 fn how_to_look_around(stage: &Stage) -> Result<String> {
@@ -111,9 +136,11 @@ fn how_to_look_around(stage: &Stage) -> Result<String> {
          b exec debian -- systemctl status nginx  inside the guest\n  \
          b versions debian                        the versions to which she can go back\n  \
          {command} user list --server {}\n\n\
-         `make demo` ends it and starts anew; so does: kill {}\n",
+         `make demo` ends all this and plays anew. To end it without that:\n\n  \
+         kill {}; rm -r {}\n",
         stage.admin_server(),
-        pids.join(" ")
+        pids.join(" "),
+        stage.runtime("").display()
     ))
 }
 
@@ -136,4 +163,20 @@ impl Report {
 #[expect(clippy::print_stdout, reason = "the demo is for people to watch")]
 fn say(line: &str) {
     println!("{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::runtime_name;
+
+    #[test]
+    fn each_checkout_and_each_user_has_sockets_of_its_own_with_short_paths() {
+        let mine = runtime_name(Path::new("/home/ann/collective"), 1000);
+        assert_eq!(mine, runtime_name(Path::new("/home/ann/collective"), 1000));
+        assert_ne!(mine, runtime_name(Path::new("/home/ann/other"), 1000));
+        assert_ne!(mine, runtime_name(Path::new("/home/ann/collective"), 1001));
+        assert!(mine.len() < 30, "{mine}");
+    }
 }

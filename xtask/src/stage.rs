@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -65,15 +66,19 @@ impl Outcome {
 }
 
 impl Stage {
-    /// Makes an empty stage in two directories that it may use as it likes.
+    /// Makes an empty stage in two directories that it may use as it likes; that of the sockets is for its user alone.
     ///
     /// # Errors
-    /// If they cannot be made.
+    /// If they cannot be made, or if the sockets' belongs to somebody else.
     pub fn set(command: PathBuf, directory: PathBuf, runtime: PathBuf) -> Result<Self> {
-        for path in [&directory, &runtime] {
-            std::fs::create_dir_all(path)
-                .with_context(|| format!("cannot make {}", path.display()))?;
-        }
+        let cannot = |path: &Path| format!("cannot make {}", path.display());
+        std::fs::create_dir_all(&directory).with_context(|| cannot(&directory))?;
+        let mut private = std::fs::DirBuilder::new();
+        private.recursive(true).mode(0o700);
+        private.create(&runtime).with_context(|| cannot(&runtime))?;
+        // In a directory that all may write to, the name may have been taken by another.
+        std::fs::set_permissions(&runtime, std::fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("{} belongs to somebody else", runtime.display()))?;
         Ok(Self { command, directory, runtime, daemons: BTreeMap::new() })
     }
 
