@@ -1,14 +1,17 @@
 //! Re-packing beside a model: hundreds of small publications reach few packs, hold little that is dead, and stay right.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use collective_model::{BlockRange, DiskRole, Silent, Timestamp};
 use collective_repository::backend::{Backend, CallKind, Fault, Faulty, Memory, ObjectName};
-use collective_repository::{DiskSource, Piece, PieceData, PruneOptions, PublishStats};
+use collective_repository::{
+    DiskReader, DiskSource, ExtentData, Piece, PieceData, PruneOptions, PublishStats,
+};
 
-use crate::world::{BLOCK, World, publication, read_version, stored_packs, version};
+use crate::world::{BLOCK, FRAME_BYTES, World, publication, read_version, stored_packs, version};
 
 /// The bound on small packs that the format's document states.
 const SMALL_PACKS: usize = 3 * 8 + 1;
@@ -84,6 +87,9 @@ async fn run(world: &World, model: &mut Model, count: u64, runs: u64, most: u64)
         let large = model.live_bytes() >> 22;
         let packs = reader.manifest().packs.len();
         assert!(packs <= SMALL_PACKS + large as usize, "version {}: {packs} packs", base + 1);
+        let frames = frames(&reader.disk(DiskRole::System).await.unwrap()).await;
+        let full = model.live_bytes() as usize / FRAME_BYTES as usize;
+        assert!(frames <= 2 * full + 2 * SMALL_PACKS, "{frames} frames, {full} full ones");
         if base % 10 == 0 {
             check(world, base + 1, &model.blocks).await;
         }
@@ -93,6 +99,16 @@ async fn run(world: &World, model: &mut Model, count: u64, runs: u64, most: u64)
     }
     prune(world, (first + count) as i64).await;
     sum
+}
+
+/// Counts the frames that a disk shows: each is a row of the index, and a part of a read.
+async fn frames(disk: &DiskReader) -> usize {
+    let extents = disk.map(BlockRange::covering(0, disk.size_bytes())).await.unwrap();
+    let frames = extents.iter().filter_map(|extent| match extent.what {
+        ExtentData::Frame { frame, .. } => Some(frame),
+        ExtentData::Zero => None,
+    });
+    frames.collect::<HashSet<_>>().len()
 }
 
 /// Keeps the last three versions, and what became unreached goes at once.

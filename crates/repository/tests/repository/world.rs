@@ -31,7 +31,7 @@ pub fn secret() -> RepositorySecret {
 }
 
 /// Small frames, so that small disks have many.
-const FRAME_BYTES: u32 = 32 << 10;
+pub const FRAME_BYTES: u32 = 32 << 10;
 
 impl World {
     pub async fn public(backend: Arc<dyn Backend>) -> Self {
