@@ -2,6 +2,8 @@
 //! PostgreSQL cluster.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by failing")]
 
+#[path = "server/cluster.rs"]
+mod cluster;
 #[path = "server/world.rs"]
 mod world;
 

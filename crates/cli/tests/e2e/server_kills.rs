@@ -4,8 +4,11 @@
 //! after every kill all of it must still be so, and what was under way is either done or was never begun. The seed is printed;
 //! `COLLECTIVE_SEED` takes one.
 
+#[path = "../../../server/tests/server/cluster.rs"]
+mod cluster;
 mod ledger;
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,11 +27,14 @@ use collective_repository::{Descriptor, Kind, Repository, RepositorySecret, Sign
 use tempfile::TempDir;
 use xtask::stage::Stage;
 
+use self::cluster::Cluster;
 use self::ledger::{Locks, Versions};
 use super::kills::{Random, seed};
 
 /// Kills in one run.
 const KILLS: u32 = 32;
+/// The same with PostgreSQL, which is not killed: what differs is who keeps the transactions.
+const KILLS_BESIDE_POSTGRES: u32 = 12;
 /// How long the clients work before a kill, at most.
 const WORK_MS: u64 = 800;
 /// Every so often all objects of all repositories are verified.
@@ -37,46 +43,57 @@ const APPLIANCE: &str = "tiny";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_server_acknowledged_is_still_so_after_every_kill() {
-    let mut run = Run::new(seed()).await;
-    for round in 1..=KILLS {
-        run.round().await;
-        run.check().await;
-        if round % VERIFY_EVERY == 0 || round == KILLS {
-            run.verify().await;
-        }
-    }
-    let mut versions = 0;
-    for client in &run.clients {
-        versions += client.check_all_versions().await;
-    }
-    println!("{KILLS} kills, {versions} versions");
-    assert!(versions > u64::from(KILLS), "the clients did next to nothing: {versions} versions");
+    Run::new(seed(), None).await.all(KILLS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_it_acknowledged_with_postgres_is_still_so_too() {
+    let cluster = Cluster::shared();
+    Run::new(seed(), Some(cluster.new_database())).await.all(KILLS_BESIDE_POSTGRES).await;
 }
 
 struct Run {
     stage: Stage,
-    listen: String,
     random: Random,
     clients: Vec<Client>,
     directory: TempDir,
 }
 
 impl Run {
-    async fn new(seed: u64) -> Self {
+    async fn new(seed: u64, database: Option<String>) -> Self {
         let directory = tempfile::Builder::new().prefix("ckill").tempdir().unwrap();
         let command = PathBuf::from(env!("CARGO_BIN_EXE_collective"));
         let path = directory.path();
         let mut stage = Stage::set(command, path.to_owned(), path.join("r")).unwrap();
-        let server = stage.start_server().unwrap();
-        let listen = server.url.strip_prefix("https://").unwrap().to_owned();
+        let url = start(&mut stage, "127.0.0.1:0", database.as_deref());
+        let listen = url.strip_prefix("https://").unwrap();
+        // It must come back where the clients look for it.
+        stage.stop_daemon("server").unwrap();
+        start(&mut stage, listen, database.as_deref());
         let mut random = Random::new(seed);
-        let people = People::new(&stage, &listen).await;
+        let people = People::new(&stage, listen).await;
         let mut clients = vec![Client::Provider(people.provider().await)];
         for (name, hosts) in [("ann", 1), ("bob", 1), ("eve", 2)] {
             clients.push(Client::Person(people.person(name, hosts, random.next()).await));
         }
         clients.push(Client::Visitor(people.visitor("joe").await));
-        Self { stage, listen, random, clients, directory }
+        Self { stage, random, clients, directory }
+    }
+
+    async fn all(mut self, kills: u32) {
+        for round in 1..=kills {
+            self.round().await;
+            self.check().await;
+            if round % VERIFY_EVERY == 0 || round == kills {
+                self.verify().await;
+            }
+        }
+        let mut versions = 0;
+        for client in &self.clients {
+            versions += client.check_all_versions().await;
+        }
+        println!("{kills} kills, {versions} versions");
+        assert!(versions > u64::from(kills), "the clients did next to nothing: {versions}");
     }
 
     /// Lets everybody work, kills the server in the middle of it, and starts it again.
@@ -88,7 +105,7 @@ impl Run {
         for client in working {
             self.clients.push(client.await.unwrap());
         }
-        self.stage.start_server_on(&self.listen).unwrap();
+        self.stage.start_again("server").unwrap();
     }
 
     async fn check(&mut self) {
@@ -113,6 +130,17 @@ impl Run {
             assert!(report.damages.is_empty(), "{report:?}");
         }
     }
+}
+
+/// Starts the server; returns its URL.
+fn start(stage: &mut Stage, listen: &str, database: Option<&str>) -> String {
+    let directory = stage.path("server");
+    let mut words =
+        ["--json", "serve", "--dir", directory.to_str().unwrap(), "--listen", listen].to_vec();
+    words.extend(database.into_iter().flat_map(|url| ["--database", url]));
+    let words: Vec<&OsStr> = words.into_iter().map(OsStr::new).collect();
+    let ready = stage.start_daemon("server", &words).unwrap();
+    ready["url"].as_str().unwrap().to_owned()
 }
 
 /// Who works against the server.
