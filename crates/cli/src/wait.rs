@@ -8,6 +8,7 @@ use std::time::Duration;
 use collective_api::HostClient;
 use collective_api::host::Operation;
 use collective_model::{ErrorKind, Result, ResultExt as _};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::context::Context;
 use crate::progress::{Meter, Step};
@@ -61,12 +62,18 @@ pub async fn finish(
     work.await.map(|operation| Ended::Done(Box::new(operation)))
 }
 
-/// Runs work of this process until it is done or the person presses Ctrl-C; then it is dropped, and what it started
-/// with it.
+/// Runs work of this process until it is done or the process is to end: by Ctrl-C, by SIGTERM, or because the terminal is
+/// gone. Then it is dropped, and what it started with it.
 pub async fn or_interrupt<T>(work: impl Future<Output = Result<T>>) -> Result<Option<T>> {
+    let listen =
+        |kind| signal(kind).or_error(ErrorKind::Internal, || "cannot hear signals".to_owned());
+    let (mut terminated, mut hung_up) =
+        (listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
     tokio::select! {
         done = work => done.map(Some),
         pressed = tokio::signal::ctrl_c() => heard(pressed).map(|()| None),
+        _ = terminated.recv() => Ok(None),
+        _ = hung_up.recv() => Ok(None),
     }
 }
 

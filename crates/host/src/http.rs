@@ -167,6 +167,7 @@ async fn exec(
     body: Bytes,
 ) -> Result<Response, Failed> {
     let request: ExecRequest = parse(&body)?;
+    core.known_appliance(&session, &name).await?;
     let (reply, answered) = tokio::sync::oneshot::channel();
     core.instances.get(&core, &session.user, &name)?.send(Command::Exec(request, reply)).await?;
     let answered = answered

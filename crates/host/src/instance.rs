@@ -167,9 +167,10 @@ impl Instances {
     }
 }
 
-/// The entries of a directory whose names are of a kind.
+/// The directories in a directory whose names are of a kind.
 fn names<T: std::str::FromStr>(directory: &std::path::Path) -> Vec<T> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let entries = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 

@@ -251,6 +251,7 @@ async fn spawn(qemu: &Qemu, spec: &MachineSpec) -> Result<Process> {
     let second = log.try_clone().or_io(|| format!("cannot share {}", spec.qemu_log.display()))?;
     private_file(&spec.serial_log)?;
     let mut child = Command::new("setsid")
+        .args(without_capabilities())
         .arg(&qemu.program)
         .args(arguments(spec))
         // What is in our environment is nobody's business in a process that a guest may take over.
@@ -276,6 +277,15 @@ async fn spawn(qemu: &Qemu, spec: &MachineSpec) -> Result<Process> {
         return Err(error);
     }
     Ok(process)
+}
+
+/// What runs a program as root without what root may do beyond the files that are its own: a guest may take QEMU over.
+fn without_capabilities() -> &'static [&'static str] {
+    if rustix::process::geteuid().is_root() {
+        &["setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
+    } else {
+        &[]
+    }
 }
 
 /// Opens a log anew, for its owner only. Who writes appends, so that it can be cut (see [`bound_log`]).

@@ -37,6 +37,10 @@ fn after_a_broken_lock_the_first_computer_cannot_publish_and_keeps_what_it_has()
     let kept = status["user_disk"]["kept"][0].as_str().unwrap();
     let kept = find(&world.path("attic"), std::path::Path::new(kept).file_name().unwrap());
     assert!(kept.is_some_and(|size| size > 0), "{status}");
+    for words in [&["delete", "tiny", "--local", "--yes"][..], &["delete", "tiny", "--yes"]] {
+        let (code, said) = refusal(&world.stage.try_on("attic", words).unwrap());
+        assert!(code == 5 && said.contains("/kept") && said.contains("move"), "{code} {said}");
+    }
 
     world.stop("cellar");
     world.start("attic");

@@ -1,7 +1,7 @@
 //! What cannot be done is refused: by name, with the exit code of its kind, and nothing is changed.
 
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use super::world::{World, refusal};
 
@@ -44,6 +44,12 @@ fn wrong_passwords_unknown_things_and_missing_rights_are_refused() {
     on_a(&world, &["start", "secret-thing"], NOT_FOUND, &["secret-thing"]);
     on_a(&world, &["start", "tiny", "--version", "99"], NOT_FOUND, &["99", "tiny"]);
     on_a(&world, &["undo", "tiny", "--to", "99", "--yes"], NOT_FOUND, &["99"]);
+    on_a(&world, &["exec", "nonesuch", "--", "ls"], NOT_FOUND, &["nonesuch"]);
+    // Nor does any of it leave a trace, also not for the next daemon.
+    world.stage.stop_daemon("a").unwrap();
+    world.stage.start_again("a").unwrap();
+    let listed = world.stage.try_on("a", &["list"]).unwrap().lines;
+    assert!(listed.len() == 1 && listed[0]["name"] == "tiny", "{listed:?}");
     as_admin(&world, &["appliance", "show", "nonesuch"], NOT_FOUND, &["nonesuch"]);
     as_admin(&world, &["grant", "add", "nonesuch", "staff"], NOT_FOUND, &["nonesuch"]);
     assert_eq!(world.status("a")["state"], "off");
@@ -143,6 +149,43 @@ fn without_qemu_a_start_says_which_package_is_missing() {
     world.stage.start_again("a").unwrap();
     on_a(&world, &["start", "tiny"], NOT_FOUND, &["qemu-system-x86"]);
     assert_eq!(world.status("a")["state"], "off");
+}
+
+#[test]
+fn a_publication_that_is_told_to_end_leaves_no_machine_behind() {
+    let world = World::without_appliance();
+    for signal_name in ["TERM", "HUP", "INT"] {
+        let (built, keys) = (world.built(), world.text("keys"));
+        let temporary = world.path(&format!("temporary-{signal_name}"));
+        std::fs::create_dir(&temporary).unwrap();
+        let mut publishing = Command::new(world.stage.command())
+            .args(["appliance", "publish", "tiny", "--built", &built, "--keys", &keys])
+            .args(["--server", &world.stage.admin_server()])
+            .env("TMPDIR", &temporary)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mark = format!("{}/", temporary.display());
+        let machines = || {
+            let processes = std::fs::read_dir("/proc").unwrap().flatten();
+            let arguments =
+                processes.filter_map(|it| std::fs::read(it.path().join("cmdline")).ok());
+            let arguments = arguments.map(|it| String::from_utf8_lossy(&it).into_owned());
+            arguments.filter(|it| it.contains("recorded-start") && it.contains(&mark)).count()
+        };
+        let limit = std::time::Instant::now() + super::world::LIMIT;
+        while machines() == 0 {
+            assert!(std::time::Instant::now() < limit, "the recorded start never begins");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        super::world::signal(publishing.id(), signal_name);
+        assert!(!publishing.wait().unwrap().success());
+        while machines() > 0 {
+            assert!(std::time::Instant::now() < limit, "{signal_name} leaves a machine");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
 }
 
 #[test]

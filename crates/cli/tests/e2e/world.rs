@@ -66,6 +66,11 @@ impl World {
         self.path(name).to_str().unwrap().to_owned()
     }
 
+    /// Where `tiny` is built, as an argument.
+    pub fn built(&self) -> String {
+        self.built.to_str().unwrap().to_owned()
+    }
+
     /// Publishes `tiny` with another text in `/etc/appliance-version`; returns what the command said.
     pub fn publish_tiny(&mut self, version: &str) -> Value {
         self.publish_as("tiny", version)

@@ -58,6 +58,23 @@ impl Owner {
             .with_hint(format!("stop it with `collective stop {}`", self.appliance)))
     }
 
+    /// What was kept aside is in no backup: it goes only by somebody's hand.
+    fn ensure_nothing_kept(&self) -> Result<()> {
+        let kept = self.paths.kept();
+        let is_empty =
+            std::fs::read_dir(&kept).map_or(true, |mut entries| entries.next().is_none());
+        if is_empty {
+            return Ok(());
+        }
+        let message = format!(
+            "changes of `{}` that are in no backup are kept in {}",
+            self.appliance,
+            kept.display()
+        );
+        Err(Error::new(ErrorKind::Conflict, message)
+            .with_hint("move them to another place, or remove them if nobody needs them"))
+    }
+
     /// Drops the ephemeral disk and what was written to the system disk.
     pub(super) fn reset(&mut self) -> Result<()> {
         self.ensure_stopped("reset")?;
@@ -99,6 +116,7 @@ impl Owner {
     /// Deletes the subscription here and, unless only that was asked for, at the server.
     pub(super) async fn delete(&mut self, request: DeleteRequest, handle: &Handle) -> Result<()> {
         self.ensure_stopped("delete")?;
+        self.ensure_nothing_kept()?;
         handle.past_cancelling();
         let unpublished = self.disk.as_ref().is_some_and(Subscription::has_unpublished);
         if request.local && unpublished {

@@ -48,11 +48,24 @@ impl Owner {
             return handle.end(Err::<(), _>(error));
         }
         if self.machine.is_some() {
-            return handle.end(Ok(self.start_result()));
+            return handle.end(self.runs_already(&request));
         }
         self.notice = None;
         self.asked = Some((request, handle));
         self.tell(Event::Start).await;
+    }
+
+    /// A start of what runs is done already, unless another version was asked for.
+    fn runs_already(&self, request: &StartRequest) -> Result<Option<StartResult>> {
+        let running = self.record.run.as_ref().map(|run| run.version);
+        match (request.version, running) {
+            (Some(wanted), Some(running)) if wanted != running => {
+                let message = format!("version {running} of `{}` is running", self.appliance);
+                Err(Error::new(ErrorKind::Conflict, message)
+                    .with_hint(format!("stop it first: `collective stop {}`", self.appliance)))
+            }
+            _ => Ok(self.start_result()),
+        }
     }
 
     /// Looks up what is to be started, and stands in line for memory.

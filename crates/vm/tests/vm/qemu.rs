@@ -20,6 +20,11 @@ async fn a_machine_is_held_found_again_and_killed() {
     let qemu = Qemu::discover().await.unwrap();
     let Machine { process, qmp } = process::launch(&qemu, &spec).await.unwrap();
     more_dots(&spec.serial_log, 0).await;
+    let pid = process.identity().pid;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    for line in ["CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        assert!(status.contains(line), "{line} is not in {status}");
+    }
     qmp.hold().await.unwrap();
     assert!(!qmp.status().await.unwrap().running);
     process::bound_log(&spec.serial_log, 0).unwrap();
