@@ -15,7 +15,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use collective_model::{BLOCK_BYTES, Digest, ErrorKind, IoResultExt, Result};
+use collective_model::{BLOCK_BYTES, Digest, IoResultExt, Result};
 use futures::StreamExt;
 use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -118,7 +118,7 @@ impl Repository {
             let mut arriving = self.fetch_each_frame(&frames);
             while let Some(arrived) = arriving.next().await {
                 let (place, plain) = match arrived {
-                    Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
+                    // Whatever it is: if the repository is away altogether, the next step says so.
                     Err(error) => {
                         tracing::warn!(error = error.chain(), "blocks stay in their pack");
                         continue;

@@ -1,17 +1,17 @@
 //! Re-packing beside a model: hundreds of small publications reach few packs, hold little that is dead, and stay right.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use collective_model::{BlockRange, DiskRole, Silent, Timestamp};
-use collective_repository::backend::{Backend, CallKind, Fault, Faulty, Memory, ObjectName};
+use collective_model::{BlockRange, Digest, DiskRole, Silent, Timestamp};
+use collective_repository::backend::{Call, CallKind, Fault, Faulty, Memory, ObjectName};
 use collective_repository::{
     DiskReader, DiskSource, ExtentData, Piece, PieceData, PruneOptions, PublishStats,
 };
 
-use crate::world::{BLOCK, FRAME_BYTES, World, publication, read_version, stored_packs, version};
+use crate::world::{BLOCK, FRAME_BYTES, World, read_version, stored_packs, version};
 
 /// The bound on small packs that the format's document states.
 const SMALL_PACKS: usize = 3 * 8 + 1;
@@ -179,30 +179,33 @@ async fn old_versions_stay_right_while_new_ones_are_packed_anew() {
 
 #[tokio::test]
 async fn a_pack_that_cannot_be_read_is_left_where_it_is_and_backups_go_on() {
-    let memory: Arc<dyn Backend> = Arc::new(Memory::new());
-    let world = World::private(memory.clone()).await;
-    let mut model = Model::new(300);
-    let first = model.write(4);
-    world.publish(0, vec![model.layer(0, vec![first])]).await.unwrap();
-    let damaged = world.repository.version(version(1)).await.unwrap().manifest().packs[0].id;
-    // Intact for its size, another for its frames: what a bad disk does.
-    let flips = move |call: collective_repository::backend::Call| match call.name {
-        Some(ObjectName::Pack(pack)) if pack == damaged && call.kind == CallKind::Read => {
-            Fault::Flip(5)
+    for fault in [Fault::Flip(5), Fault::Refuse] {
+        let bad: Arc<OnceLock<Digest>> = Arc::default();
+        let seen = bad.clone();
+        let faults = move |call: Call| match (call.name, call.kind) {
+            (Some(ObjectName::Pack(pack)), CallKind::Read) if Some(&pack) == seen.get() => fault,
+            _ => Fault::Pass,
+        };
+        let memory = Arc::new(Memory::new());
+        let world = World::private(Arc::new(Faulty::new(memory.clone(), faults))).await;
+        let mut model = Model::new(300);
+        let first = Piece { range: BlockRange::new(0, 4), what: file(&[1, 2, 3, 4]) };
+        model.blocks[..4].copy_from_slice(&[1, 2, 3, 4]);
+        world.publish(0, vec![model.layer(0, vec![first])]).await.unwrap();
+        let pack = world.repository.version(version(1)).await.unwrap().manifest().packs[0].id;
+        bad.set(pack).unwrap();
+        for base in 1..30 {
+            let (at, number) = (100 + 2 * base, 1_000_000 + base);
+            model.blocks[at as usize] = number;
+            let piece = Piece { range: BlockRange::new(at, 1), what: file(&[number]) };
+            world.publish(base, vec![model.layer(base, vec![piece])]).await.unwrap();
         }
-        _ => Fault::Pass,
-    };
-    let repository = world.reopen(Arc::new(Faulty::new(memory, flips))).await.unwrap();
-    for base in 1..30 {
-        let piece =
-            Piece { range: BlockRange::new(100 + 2 * base, 1), what: file(&[1_000_000 + base]) };
-        let next = publication(base, vec![model.layer(base, vec![piece])]);
-        repository.publish(next, &world.key, &Silent).await.unwrap();
+        let reader = world.repository.version(version(30)).await.unwrap();
+        let packs = &reader.manifest().packs;
+        assert!(packs.iter().any(|entry| entry.id == pack) && packs.len() <= SMALL_PACKS);
+        let well = World { repository: world.reopen(memory).await.unwrap(), ..world };
+        check(&well, 30, &model.blocks).await;
     }
-    let reader = world.repository.version(version(30)).await.unwrap();
-    let packs = &reader.manifest().packs;
-    assert!(packs.iter().any(|pack| pack.id == damaged) && packs.len() <= SMALL_PACKS);
-    read_version(&world.repository, 30).await.unwrap();
 }
 
 #[tokio::test]
