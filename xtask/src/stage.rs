@@ -125,6 +125,14 @@ impl Stage {
     /// # Errors
     /// If it does not come up.
     pub fn start_server_on(&mut self, listen: &str) -> Result<Server> {
+        self.start_server_with(listen, &[])
+    }
+
+    /// Starts the server on an address with further options.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn start_server_with(&mut self, listen: &str, more: &[&str]) -> Result<Server> {
         let directory = self.path("server");
         let words: [&OsStr; 6] = [
             "--json".as_ref(),
@@ -134,6 +142,7 @@ impl Stage {
             "--listen".as_ref(),
             listen.as_ref(),
         ];
+        let words: Vec<&OsStr> = words.into_iter().chain(more.iter().map(OsStr::new)).collect();
         let ready = self.start_daemon("server", &words)?;
         let text = |name: &str| {
             ready[name].as_str().map(str::to_owned).with_context(|| format!("no {name} in {ready}"))

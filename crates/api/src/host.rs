@@ -29,8 +29,9 @@ pub use request::{
     JoinRequest, LoginRequest, LogoutRequest, StartRequest, StopRequest, TrimRequest, UndoRequest,
 };
 pub use status::{
-    AcceleratorStatus, ApplianceStatus, CacheReport, CacheStatus, Fetched, Held, HostStatus,
-    InstanceState, LockHolder, ServerStatus, Session, UserDiskStatus, VersionStatus, Versions,
+    AcceleratorStatus, ApplianceStatus, CacheReport, CacheStatus, CertificateStatus, Fetched, Held,
+    HostStatus, InstanceState, LockHolder, ServerStatus, Session, UserDiskStatus, VersionStatus,
+    Versions,
 };
 
 /// The header that names the session of a request.

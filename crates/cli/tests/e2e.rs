@@ -7,6 +7,7 @@
 #![expect(clippy::print_stdout, reason = "a failed random run says its seed and its steps")]
 
 mod e2e {
+    mod certificates;
     mod daily;
     mod full_disk;
     mod kills;

@@ -438,7 +438,10 @@ fn stored_bytes(frames: &[FrameRef]) -> u64 {
 /// Why a frame is late, in the words of a person who waits for it; the log has the details.
 fn reason(error: &Error) -> String {
     match error.kind() {
-        ErrorKind::Unavailable => "the repository cannot be reached".to_owned(),
+        ErrorKind::Unavailable => match error.hint() {
+            Some(hint) => format!("the repository cannot be reached: {hint}"),
+            None => "the repository cannot be reached".to_owned(),
+        },
         _ => error.chain(),
     }
 }

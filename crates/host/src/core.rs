@@ -28,6 +28,7 @@ use crate::operation::Operations;
 use crate::paths::Paths;
 use crate::record;
 use crate::remote::Profile;
+use crate::renewal::{Holder, Renewals};
 use crate::replica::Replica;
 use crate::session::{Session, Sessions};
 use crate::settings::SettingsStore;
@@ -50,6 +51,8 @@ pub(crate) struct Core {
     pub(crate) settings: SettingsStore,
     pub(crate) cache: Cache,
     pub(crate) sessions: Sessions,
+    /// What became of attempts to renew certificates.
+    pub(crate) renewals: Renewals,
     pub(crate) operations: Operations,
     pub(crate) instances: Instances,
     pub(crate) fetcher: Fetcher,
@@ -77,6 +80,7 @@ impl Core {
             settings,
             cache,
             sessions: Sessions::new(),
+            renewals: Renewals::new(),
             operations: Operations::new(),
             instances: Instances::new(),
             stop: CancellationToken::new(),
@@ -87,9 +91,14 @@ impl Core {
 
     pub(crate) async fn status(&self) -> HostStatus {
         let settings = self.settings.get();
-        let sessions = self.sessions.list();
+        let sessions: Vec<_> =
+            self.sessions.all().iter().map(|session| self.shown(session)).collect();
         let reachable = sessions.iter().any(|session| session.online);
         HostStatus {
+            certificate: settings
+                .server
+                .as_ref()
+                .and_then(|server| self.renewals.status(&Holder::Host, server.life)),
             name: settings.name,
             id: settings.id,
             release: env!("CARGO_PKG_VERSION").to_owned(),
@@ -123,6 +132,11 @@ impl Core {
             misses: cache.misses,
             damaged: cache.damaged,
         }
+    }
+
+    pub(crate) fn shown(&self, session: &Session) -> collective_api::host::Session {
+        let life = session.link().and_then(|link| link.way().life);
+        session.shown(self.renewals.status(&Holder::User(session.user.clone()), life))
     }
 
     /// Finds QEMU, once.

@@ -128,7 +128,7 @@ async fn join(State(core): State<Arc<Core>>, body: Bytes) -> Answer<HostStatus> 
 async fn login(State(core): State<Arc<Core>>, body: Bytes) -> Result<Response, Failed> {
     let request: LoginRequest = parse(&body)?;
     let session = crate::session::login(&core, &request).await?;
-    Ok(Json(session.shown()).into_response())
+    Ok(Json(core.shown(&session)).into_response())
 }
 
 async fn logout(State(core): State<Arc<Core>>, body: Bytes) -> Answer<Empty> {

@@ -17,6 +17,7 @@ mod paths;
 pub mod publisher;
 mod record;
 pub mod remote;
+mod renewal;
 mod replica;
 mod session;
 mod settings;
@@ -95,6 +96,7 @@ impl Host {
         record::make_directory(&core.paths.sessions())?;
         session::resume(&core);
         core.instances.recover(&core)?;
+        tokio::spawn(renewal::keep_fresh(Arc::clone(&core)));
         let listener = listen(&core.paths.socket())?;
         tokio::spawn(hold::keep(Arc::clone(&core)));
         let stopped = core.stop.clone().cancelled_owned();

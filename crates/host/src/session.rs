@@ -4,20 +4,24 @@
 //! killed goes on backing up; logging out removes it, and so does the computer's restart. How a password becomes a session is
 //! in `login`.
 
+mod link;
 mod login;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use collective_api::host::Session as Shown;
+use collective_api::host::{CertificateStatus, Session as Shown};
 use collective_api::keybag::UserSecret;
 use collective_model::{Error, ErrorKind, RepositoryId, Result, Timestamp, UserName};
 use collective_repository::RepositorySecret;
 use tokio::sync::watch;
 
-pub(crate) use login::{contact, join, login, logout, resume, tell_instances};
+pub(crate) use link::Link;
+pub(crate) use login::{
+    contact, join, login, logout, renew_host, renew_session, resume, tell_instances,
+};
 
 use crate::now;
 use crate::remote::Remote;
@@ -27,16 +31,9 @@ pub(crate) struct Session {
     pub(crate) user: UserName,
     pub(crate) remote: Arc<dyn Remote>,
     secret: UserSecret,
-    door: Option<Door>,
+    link: Option<Arc<Link>>,
     online: AtomicBool,
     since: Timestamp,
-}
-
-/// How requests reach the server with a user's credentials.
-#[derive(Clone, Debug)]
-pub(crate) struct Door {
-    pub(crate) client: reqwest::Client,
-    pub(crate) base: String,
 }
 
 impl fmt::Debug for Session {
@@ -50,9 +47,9 @@ impl Session {
         user: UserName,
         secret: UserSecret,
         remote: Arc<dyn Remote>,
-        door: Option<Door>,
+        link: Option<Arc<Link>>,
     ) -> Self {
-        Self { user, remote, secret, door, online: AtomicBool::new(false), since: now() }
+        Self { user, remote, secret, link, online: AtomicBool::new(false), since: now() }
     }
 
     /// Returns the secret of one of the user's private repositories.
@@ -60,12 +57,9 @@ impl Session {
         self.secret.repository_secret(id)
     }
 
-    /// Returns the way to the server for requests that are passed on.
-    pub(crate) fn door(&self) -> Result<&Door> {
-        self.door.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::Unavailable, "this session cannot reach the server")
-                .with_hint("log in again while the server can be reached")
-        })
+    /// Returns the way to the server; none where it was made elsewhere.
+    pub(crate) fn link(&self) -> Option<&Arc<Link>> {
+        self.link.as_ref()
     }
 
     /// Remembers whether the server answered.
@@ -78,31 +72,42 @@ impl Session {
         self.online.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn shown(&self) -> Shown {
-        Shown { user: self.user.clone(), online: self.is_online(), since: self.since }
+    pub(crate) fn shown(&self, certificate: Option<CertificateStatus>) -> Shown {
+        let (user, online, since) = (self.user.clone(), self.is_online(), self.since);
+        Shown { user, online, since, certificate }
     }
 }
 
-/// All sessions. Cheap to clone.
-#[derive(Clone, Debug)]
-pub(crate) struct Sessions(Arc<watch::Sender<BTreeMap<UserName, Arc<Session>>>>);
+type Table = BTreeMap<UserName, Arc<Session>>;
+
+/// All sessions.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    table: watch::Sender<Table>,
+    files: Mutex<()>,
+}
 
 impl Sessions {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(BTreeMap::new())))
+        Self { table: watch::Sender::new(Table::new()), files: Mutex::new(()) }
+    }
+
+    /// Keeps others from changing who is logged in and the files that go with it; never held across a wait.
+    pub(crate) fn alone(&self) -> MutexGuard<'_, ()> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells when somebody comes or goes.
-    pub(crate) fn watch(&self) -> watch::Receiver<BTreeMap<UserName, Arc<Session>>> {
-        self.0.subscribe()
+    pub(crate) fn watch(&self) -> watch::Receiver<Table> {
+        self.table.subscribe()
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<Session>> {
-        self.0.borrow().values().cloned().collect()
+        self.table.borrow().values().cloned().collect()
     }
 
     pub(crate) fn get(&self, user: &UserName) -> Option<Arc<Session>> {
-        self.0.borrow().get(user).cloned()
+        self.table.borrow().get(user).cloned()
     }
 
     /// Finds the session of `user`, or the only one.
@@ -110,7 +115,7 @@ impl Sessions {
     /// # Errors
     /// `Denied` if nobody, or not this one, is logged in; `Invalid` if it is not clear who is meant.
     pub(crate) fn find(&self, user: Option<&UserName>) -> Result<Arc<Session>> {
-        let table = self.0.borrow();
+        let table = self.table.borrow();
         let session = match (user, table.len()) {
             (Some(user), _) => table.get(user),
             (None, 0 | 1) => table.values().next(),
@@ -131,19 +136,15 @@ impl Sessions {
 
     pub(crate) fn insert(&self, session: Session) -> Arc<Session> {
         let session = Arc::new(session);
-        self.0.send_modify(|table| {
+        self.table.send_modify(|table| {
             table.insert(session.user.clone(), Arc::clone(&session));
         });
         session
     }
 
     pub(crate) fn remove(&self, user: &UserName) {
-        self.0.send_modify(|table| {
+        self.table.send_modify(|table| {
             table.remove(user);
         });
-    }
-
-    pub(crate) fn list(&self) -> Vec<Shown> {
-        self.0.borrow().values().map(|session| session.shown()).collect()
     }
 }

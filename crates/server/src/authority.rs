@@ -36,11 +36,34 @@ const AUTHORITY_LIFE: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 /// How long the server's own certificate is valid; a new one is made long before.
 pub const SERVER_LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// How long a host's certificate is valid: a computer may be switched off for a season.
-pub const HOST_LIFE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+/// How long certificates of clients are valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lives {
+    /// A host's: a computer may be switched off for a season.
+    pub host: Duration,
+    /// A device's, without being renewed.
+    pub device: Duration,
+}
 
-/// How long a device's certificate is valid without being renewed.
-pub const DEVICE_LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+impl Lives {
+    const HOST: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+    const DEVICE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+    /// Shorter, and it ends before a client has renewed it over a slow line.
+    const SHORTEST: Duration = Duration::from_secs(5);
+    /// Longer, and a lost computer stays a danger until somebody thinks of it.
+    const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
+    /// The usual lives, or the operator's.
+    pub fn new(wanted: Option<Duration>) -> Result<Self> {
+        let Some(life) = wanted else { return Ok(Self { host: Self::HOST, device: Self::DEVICE }) };
+        if life < Self::SHORTEST || life > Self::LONGEST {
+            let message = format!("certificates cannot be good for {} s", life.as_secs());
+            return Err(Error::new(ErrorKind::Invalid, message)
+                .with_hint("between 5 seconds and ten years"));
+        }
+        Ok(Self { host: life, device: life })
+    }
+}
 
 /// The authority with its key.
 pub struct Authority {

@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::authority::{Authority, HOST_LIFE, SERVER_LIFE};
+use crate::authority::{Authority, Lives, SERVER_LIFE};
 use crate::database::{Database, Value};
 use crate::files::make_private_directory;
 use crate::listener::{Connections, CurrentCertificate};
@@ -45,6 +45,8 @@ pub struct ServerOptions {
     pub listen: SocketAddr,
     /// A PostgreSQL URL; SQLite in the directory without one.
     pub database: Option<String>,
+    /// How long the certificates of hosts and devices are good, which they renew in time; the usual lives without one.
+    pub certificate_life: Option<Duration>,
 }
 
 impl fmt::Debug for ServerOptions {
@@ -78,6 +80,7 @@ impl Server {
     /// `Conflict` if another server has the directory; `Unavailable` if the database cannot be reached.
     pub async fn start(options: ServerOptions) -> Result<Self> {
         let dir = &options.dir;
+        let lives = Lives::new(options.certificate_life)?;
         make_private_directory(dir)?;
         let lock = lock_directory(dir)?;
         let repositories = dir.join(REPOSITORIES);
@@ -86,7 +89,7 @@ impl Server {
         let authority = Authority::open_or_create(dir, now)?;
         let fingerprint = Anchor(authority.certificate_pem().to_owned()).fingerprint()?;
         let database = Database::open(options.database.as_deref(), dir).await?;
-        let state = State::new(database, authority, repositories.clone());
+        let state = State::new(database, authority, lives, repositories.clone());
         routes::repository::repair(&state, &repositories).await?;
         let shown = options.listen;
         let listener =
@@ -212,6 +215,6 @@ async fn forget_guests(state: &State) -> Result<()> {
     let sql = "delete from hosts where member = 0 and coalesce(seen, joined) < $1 \
         and id not in (select host from devices) \
         and id not in (select holder from subscriptions where holder is not null)";
-    let before = state.now().0.saturating_sub(2 * HOST_LIFE.as_millis() as i64);
+    let before = state.now().0.saturating_sub(2 * state.lives.host.as_millis() as i64);
     state.database.write(sql, &[Value::from(before)]).await.map(drop)
 }

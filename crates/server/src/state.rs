@@ -8,7 +8,7 @@ use collective_model::{Error, ErrorKind, RepositoryId, Result, ResultExt, Timest
 use collective_repository::backend::Directory;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::authority::Authority;
+use crate::authority::{Authority, Lives};
 use crate::database::{Database, Transaction, Value, text};
 use crate::guesses::Guesses;
 
@@ -28,6 +28,7 @@ pub const AUDIT_LINES_MAX: i64 = 1_000_000;
 pub struct State {
     pub database: Database,
     pub authority: Authority,
+    pub lives: Lives,
     guesses: Mutex<Guesses>,
     repositories: PathBuf,
     pub password_checks: Semaphore,
@@ -37,10 +38,16 @@ pub struct State {
 }
 
 impl State {
-    pub fn new(database: Database, authority: Authority, repositories: PathBuf) -> Arc<Self> {
+    pub fn new(
+        database: Database,
+        authority: Authority,
+        lives: Lives,
+        repositories: PathBuf,
+    ) -> Arc<Self> {
         Arc::new(Self {
             database,
             authority,
+            lives,
             guesses: Mutex::default(),
             repositories,
             password_checks: Semaphore::new(PASSWORD_CHECKS_MAX),

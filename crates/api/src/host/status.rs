@@ -18,6 +18,9 @@ pub struct HostStatus {
     pub pid: u32,
     /// The server it is tied to.
     pub server: Option<ServerStatus>,
+    /// The host's own certificate; none before it joined, or before anybody logged in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateStatus>,
     /// Who is logged in.
     pub sessions: Vec<Session>,
     /// The cache.
@@ -48,6 +51,21 @@ pub struct Session {
     pub online: bool,
     /// Since when.
     pub since: Timestamp,
+    /// What the server knows the log-in by; it is renewed while the server can be reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateStatus>,
+}
+
+/// How long a certificate is good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// When it ends.
+    pub ends: Timestamp,
+    /// From when on a new one is asked for.
+    pub renewal: Timestamp,
+    /// Why the last attempt to get a new one failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// How full the cache is, and what it was filled with since the daemon started.

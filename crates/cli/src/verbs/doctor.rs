@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use collective_api::ServerClient;
-use collective_api::host::HostStatus;
+use collective_api::host::{CertificateStatus, HostStatus};
 use collective_model::{ByteCount, Error, ErrorKind, Result, Timestamp};
 use collective_vm::accelerator::{Accelerator, Probed, probe};
 use collective_vm::qemu::Qemu;
@@ -28,7 +28,7 @@ const UNWELL: ErrorKind = ErrorKind::Unavailable;
 /// Check whether this computer has what it needs
 ///
 /// Looks at QEMU and what runs its guests, at disk space, at the host daemon, its server and the server's clock, who is
-/// logged in, and the cache; one line each, with a hint where something is wrong. Changes nothing. Ends with code 6 if a check failed.
+/// logged in and how long that is good, and the cache; one line each, with a hint where something is wrong. Changes nothing. Ends with code 6 if a check failed.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  collective doctor")]
 pub struct Arguments {
@@ -103,6 +103,7 @@ async fn daemon(context: &Context) -> Result<Vec<Finding>> {
     let client = context.host()?;
     let host = client.host().await?;
     let mut findings = about_host(&host);
+    findings.extend(certificates(&host, now()));
     let reaches = host.server.is_some_and(|server| server.reachable);
     if reaches && !host.sessions.is_empty() {
         let begin = now();
@@ -212,15 +213,57 @@ fn about_host(host: &HostStatus) -> Vec<Finding> {
     findings
 }
 
+/// Looks at the certificates that the daemon has of the server: it renews them itself as long as it reaches the server.
+fn certificates(host: &HostStatus, now: Timestamp) -> Vec<Finding> {
+    let own = host.certificate.as_ref().map(|certificate| {
+        let hint = "the next `collective login` makes this computer known again; with a new token \
+            (`collective join URL --token-file FILE`) it is a member";
+        certificate_of("certificate", "this computer's certificate", certificate, hint, now)
+    });
+    let people = host.sessions.iter().filter_map(|session| {
+        let hint = format!(
+            "`collective login {}`; what runs goes on, and backups wait until then",
+            session.user
+        );
+        let what = format!("the log-in of {}", session.user);
+        Some(certificate_of("certificate", &what, session.certificate.as_ref()?, &hint, now))
+    });
+    own.into_iter().chain(people).collect()
+}
+
+fn certificate_of(
+    check: &'static str,
+    what: &str,
+    certificate: &CertificateStatus,
+    over: &str,
+    now: Timestamp,
+) -> Finding {
+    let CertificateStatus { ends, renewal, problem } = certificate;
+    if now >= *ends {
+        let message = format!("{what} ended {}", text::ago(*ends, now));
+        return failed(check, &Error::new(ErrorKind::Unavailable, message).with_hint(over));
+    }
+    let good = format!("{what} ends {}", text::until(*ends, now));
+    let half_way = renewal.after(ends.since(*renewal) / 2);
+    match problem {
+        None if now < half_way => ok(check, format!("{good}, and is renewed before")),
+        problem => {
+            let why = problem.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+            let text = format!("{good}, and is not renewed yet{why}");
+            warning(check, text, "let this computer reach the server before then")
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    use collective_api::host::{CacheStatus, HostStatus, ServerStatus};
+    use collective_api::host::{CacheStatus, CertificateStatus, HostStatus, ServerStatus, Session};
     use collective_model::Timestamp;
     use collective_vm::accelerator::{Accelerator, Probed};
 
-    use super::{Level, about_host, accelerator, clock, disk_space, free_bytes};
+    use super::{Level, about_host, accelerator, certificates, clock, disk_space, free_bytes};
 
     fn host(server: Option<ServerStatus>) -> HostStatus {
         HostStatus {
@@ -229,6 +272,7 @@ mod tests {
             release: "0.0.1".to_owned(),
             pid: 7,
             server,
+            certificate: None,
             sessions: Vec::new(),
             cache: CacheStatus::default(),
             accelerator: None,
@@ -274,6 +318,48 @@ mod tests {
         assert_eq!(clock(early, late).level, Level::Warning);
         assert_eq!(clock(late, early).level, Level::Warning);
         assert_eq!(clock(early, Timestamp(30_000)).level, Level::Ok);
+    }
+
+    #[test]
+    fn certificates_are_well_until_they_are_not_renewed_and_over_with_what_to_do() {
+        let day = |days: i64| Timestamp(days * 24 * 3600 * 1000);
+        let certificate = |problem: Option<&str>| CertificateStatus {
+            ends: day(30),
+            renewal: day(20),
+            problem: problem.map(str::to_owned),
+        };
+        let lines = |problem: Option<&str>, now: i64| {
+            let user = "ann".parse().unwrap();
+            let certificate = Some(certificate(problem));
+            let session =
+                Session { user, online: true, since: day(0), certificate: certificate.clone() };
+            let host = HostStatus { certificate, sessions: vec![session], ..host(None) };
+            let found = certificates(&host, day(now));
+            found.iter().map(super::Finding::lines).collect::<Vec<_>>().join("\n")
+        };
+        insta::assert_snapshot!(lines(None, 24), @r"
+        ok       certificate  this computer's certificate ends in 6 d, and is renewed before
+        ok       certificate  the log-in of ann ends in 6 d, and is renewed before
+        ");
+        insta::assert_snapshot!(lines(None, 26), @r"
+        warning  certificate  this computer's certificate ends in 4 d, and is not renewed yet
+                              hint: let this computer reach the server before then
+        warning  certificate  the log-in of ann ends in 4 d, and is not renewed yet
+                              hint: let this computer reach the server before then
+        ");
+        insta::assert_snapshot!(lines(Some("cannot reach the server"), 21), @r"
+        warning  certificate  this computer's certificate ends in 9 d, and is not renewed yet: cannot reach the server
+                              hint: let this computer reach the server before then
+        warning  certificate  the log-in of ann ends in 9 d, and is not renewed yet: cannot reach the server
+                              hint: let this computer reach the server before then
+        ");
+        insta::assert_snapshot!(lines(None, 32), @r"
+        failed   certificate  this computer's certificate ended 2 d ago
+                              hint: the next `collective login` makes this computer known again; with a new token (`collective join URL --token-file FILE`) it is a member
+        failed   certificate  the log-in of ann ended 2 d ago
+                              hint: `collective login ann`; what runs goes on, and backups wait until then
+        ");
+        assert_eq!(certificates(&host(None), day(0)), []);
     }
 
     #[test]

@@ -63,8 +63,12 @@ mod tests {
 
     #[test]
     fn who_logs_out_is_clear_only_if_one_person_is_here() {
-        let session =
-            |user: &str| Session { user: user.parse().unwrap(), online: true, since: Timestamp(0) };
+        let session = |user: &str| Session {
+            user: user.parse().unwrap(),
+            online: true,
+            since: Timestamp(0),
+            certificate: None,
+        };
         assert_eq!(only(&[session("ann")]).unwrap().as_str(), "ann");
         assert_eq!(only(&[]).unwrap_err().kind(), ErrorKind::Denied);
         let error = only(&[session("ann"), session("bob")]).unwrap_err();

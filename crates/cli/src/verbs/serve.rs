@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::daemon::{self, DaemonArguments};
+use crate::text::Span;
 
 /// Run a server: accounts, rights, locks, and repositories
 ///
@@ -30,6 +31,11 @@ pub struct Arguments {
     /// environment, not here
     #[arg(long, value_name = "URL", env = "COLLECTIVE_DATABASE", hide_env_values = true)]
     database: Option<String>,
+    /// How long certificates of computers and log-ins are good; they renew them in time [default: 90d and 30d]
+    ///
+    /// A computer that cannot reach the server for longer has to be logged in at again.
+    #[arg(long, value_name = "TIME")]
+    certificate_life: Option<Span>,
     #[command(flatten)]
     daemon: DaemonArguments,
 }
@@ -48,7 +54,9 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<()> {
     arguments.daemon.start_log()?;
     let dir = arguments.dir.unwrap_or_else(|| context.directories.server.clone());
     let (listen, database) = (arguments.listen, arguments.database);
-    let server = Server::start(ServerOptions { dir: dir.clone(), listen, database }).await?;
+    let certificate_life = arguments.certificate_life.map(|Span(life)| life);
+    let options = ServerOptions { dir: dir.clone(), listen, database, certificate_life };
+    let server = Server::start(options).await?;
     let facts = Facts {
         url: format!("https://{}", server.address),
         fingerprint: server.fingerprint.to_string(),

@@ -131,7 +131,12 @@ fn about_host(host: &HostStatus) -> String {
             let people: Vec<String> = sessions
                 .iter()
                 .map(|session| {
-                    let offline = if session.online { "" } else { ", without the server" };
+                    let is_over = session.certificate.as_ref().is_some_and(|it| it.ends <= now());
+                    let offline = match session.online {
+                        _ if is_over => ", and has ended: log in again",
+                        true => "",
+                        false => ", without the server",
+                    };
                     format!("{} (since {}{offline})", session.user, text::ago(session.since, now()))
                 })
                 .collect();

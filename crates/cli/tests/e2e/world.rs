@@ -122,6 +122,13 @@ impl World {
         self.log_in(host);
     }
 
+    /// Starts the server where it was, with further options.
+    pub fn server_again(&mut self, more: &[&str]) {
+        let address = self.server.url.strip_prefix("https://").unwrap().to_owned();
+        self.stage.stop_daemon("server").unwrap();
+        self.server = self.stage.start_server_with(&address, more).unwrap();
+    }
+
     /// Ties a computer to the server and logs ann in.
     pub fn log_in(&self, host: &str) {
         let (url, fingerprint) = (self.server.url.clone(), self.server.fingerprint.clone());
@@ -171,6 +178,20 @@ impl World {
                 return status;
             }
             assert!(Instant::now() < limit, "never {what}: {status}");
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Waits until the host's own status is as wanted.
+    pub fn wait_for_host(&self, host: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let limit = Instant::now() + LIMIT;
+        loop {
+            let outcome = self.stage.try_on(host, &["status"]).unwrap();
+            let status = outcome.lines.iter().find(|line| line["type"] == "host");
+            match status {
+                Some(status) if wanted(status) => return status.clone(),
+                _ => assert!(Instant::now() < limit, "never {what}: {:?}", outcome.lines),
+            }
             std::thread::sleep(POLL);
         }
     }

@@ -9,7 +9,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, header};
 use axum::response::Response;
 use collective_api::host::USER_HEADER;
-use collective_model::{ErrorKind, ResultExt};
+use collective_model::{Error, ErrorKind, ResultExt};
 
 use crate::core::Core;
 use crate::http::{Failed, Who};
@@ -31,21 +31,27 @@ pub(super) async fn pass_on(
     request: Request,
 ) -> Result<Response, Failed> {
     let (parts, body) = request.into_parts();
-    let door = session.door()?;
+    let link = session.link().ok_or_else(|| {
+        Error::new(ErrorKind::Unavailable, "this session cannot reach the server")
+            .with_hint("log in again while the server can be reached")
+    })?;
+    let (way, base) = (link.way(), link.way().base());
     let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-    let url = format!("{}/{path}{query}", door.base.trim_end_matches('/'));
+    let url = format!("{}/{path}{query}", base.trim_end_matches('/'));
     let mut headers = passed_on(&parts.headers);
     headers.remove(USER_HEADER);
-    let unreachable = || format!("cannot reach the server at {}", door.base);
-    let answer = door
+    let unreachable = || format!("cannot reach the server at {base}");
+    let answer = way
         .client
+        .http()
         .request(parts.method, url)
         .headers(headers)
         .body(reqwest::Body::wrap_stream(body.into_data_stream()))
         .send()
         .await
         .map_err(reqwest::Error::without_url)
-        .or_error(ErrorKind::Unavailable, unreachable)?;
+        .or_error(ErrorKind::Unavailable, unreachable);
+    let answer = link.explain(answer)?;
     let mut response = Response::builder().status(answer.status());
     if let Some(headers) = response.headers_mut() {
         *headers = passed_on(answer.headers());

@@ -164,7 +164,7 @@ impl Owner {
         }
         for (_, handle, _) in self.backup.waiting.drain(..) {
             let mut error = Error::from(collective_api::failure::Failure::from(&error));
-            if error.kind() == ErrorKind::Unavailable {
+            if error.kind() == ErrorKind::Unavailable && error.hint().is_none() {
                 error = error.with_hint(
                     "nothing is lost: what is not backed up stays here, and is tried again",
                 );
@@ -179,10 +179,14 @@ impl Owner {
         let Some(disk) = &self.disk else { return Ok(false) };
         let Some(step) = next(disk, &facts) else {
             return match (&facts.head, want) {
-                (None, Want::Backup | Want::Undo(_)) if disk.has_unpublished() => Err(Error::new(
-                    ErrorKind::Unavailable,
-                    "the server cannot be asked for the user disk's latest version",
-                )),
+                (None, Want::Backup | Want::Undo(_)) if disk.has_unpublished() => {
+                    let message = "the server cannot be asked for the user disk's latest version";
+                    let error = Error::new(ErrorKind::Unavailable, message);
+                    match self.session().ok().as_ref().and_then(|session| session.link()) {
+                        Some(link) => link.explain(Err(error)),
+                        None => Err(error),
+                    }
+                }
                 (None, Want::Open) if disk.is_replaced() => Err(Error::new(
                     ErrorKind::Unavailable,
                     "an undo of the user disk is under way, and the server cannot be asked about it",

@@ -7,27 +7,22 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use collective_api::ServerClient;
-use collective_api::host::{Contact, JoinRequest, LockHolder, LoginRequest, LogoutRequest};
+use collective_api::host::{Contact, JoinRequest, LoginRequest, LogoutRequest};
 use collective_api::identity::{Certificate, DeviceKey, Identity};
 use collective_api::keybag::{Keybag, PasswordKeys, PasswordParameters, UserSecret};
 use collective_api::secret::{Sealed, Secret};
 use collective_api::server;
 use collective_api::trust::{self, Fingerprint, ServerAddress};
-use collective_model::{
-    ApplianceName, Epoch, Error, ErrorKind, HostId, RepositoryId, Result, SubscriptionId, UserName,
-};
-use collective_repository::Descriptor;
-use collective_repository::backend::{Backend, Http};
+use collective_model::{Error, ErrorKind, Result, UserName};
 use serde::{Deserialize, Serialize};
 
-use super::{Door, Session};
+use super::Session;
+use super::link::{AtServer, Link, Way};
 use crate::core::Core;
 use crate::instance::Command;
-use crate::record;
-use crate::remote::{Entitled, Profile, Remote, Subscribed};
-use crate::settings::{Server, Settings};
+use crate::settings::{Life, Server, Settings};
+use crate::{now, record};
 
 /// `account.json`: what a log-in without network needs.
 #[derive(Serialize, Deserialize)]
@@ -36,6 +31,8 @@ struct Account {
     keybag: Keybag,
     key: Sealed,
     certificate: Certificate,
+    #[serde(default)]
+    life: Option<Life>,
 }
 
 /// `sessions/<user>.json`: what a daemon that was killed goes on with. Lives in the runtime directory only.
@@ -44,6 +41,8 @@ struct Kept {
     secret: UserSecret,
     key: String,
     certificate: Certificate,
+    #[serde(default)]
+    life: Option<Life>,
 }
 
 /// Asks a server for its fingerprint.
@@ -58,7 +57,7 @@ pub(crate) async fn join(core: &Core, request: &JoinRequest) -> Result<()> {
     let address: ServerAddress = request.url.parse()?;
     let before = core.settings.get();
     if before.server.as_ref().is_some_and(|server| server.address != address)
-        && !core.sessions.list().is_empty()
+        && !core.sessions.all().is_empty()
     {
         return Err(Error::new(
             ErrorKind::Conflict,
@@ -79,7 +78,7 @@ pub(crate) async fn join(core: &Core, request: &JoinRequest) -> Result<()> {
         format: 1,
         name: Some(request.name.clone()),
         id: None,
-        server: Some(Server { address, anchor, certificate: None }),
+        server: Some(Server { address, anchor, certificate: None, life: None }),
     };
     if let Some(token) = &request.token {
         let token = Secret::try_from(token.trim().to_owned())
@@ -93,6 +92,7 @@ pub(crate) async fn join(core: &Core, request: &JoinRequest) -> Result<()> {
         let same = settings.server.as_ref().is_some_and(|server| server.anchor == old.anchor);
         if let (true, Some(server)) = (same, &mut settings.server) {
             server.certificate = old.certificate;
+            server.life = old.life;
             settings.id = before.id;
         }
     }
@@ -108,6 +108,7 @@ fn keep_host(
     record::store_bytes(&core.paths.host_key(), key.to_pem()?.as_bytes())?;
     settings.id = Some(joined.host);
     if let Some(server) = &mut settings.server {
+        server.life = Some(Life::of(&joined.issued, now()));
         server.certificate = Some(joined.issued.certificate);
     }
     Ok(())
@@ -125,10 +126,10 @@ fn anonymous(settings: &Settings) -> Result<ServerClient> {
     ServerClient::https(&server.address, &server.anchor, None)
 }
 
-/// Speaks as the host, if it is a member.
+/// Speaks as the host, if the server knows it.
 fn as_host(core: &Core, settings: &Settings) -> Result<ServerClient> {
     let server = tied(settings)?;
-    let identity = match &server.certificate {
+    let identity = match host_certificate(server) {
         Some(certificate) => {
             let key = DeviceKey::from_pem(&read_text(&core.paths.host_key())?)?;
             Some(Identity { certificate: certificate.clone(), key })
@@ -136,6 +137,12 @@ fn as_host(core: &Core, settings: &Settings) -> Result<ServerClient> {
         None => None,
     };
     ServerClient::https(&server.address, &server.anchor, identity.as_ref())
+}
+
+/// The host's certificate, unless it is over: the server refuses to talk with who shows such a one.
+fn host_certificate(server: &Server) -> Option<&Certificate> {
+    let is_over = server.life.is_some_and(|life| life.is_over(now()));
+    server.certificate.as_ref().filter(|_| !is_over)
 }
 
 fn read_text(path: &Path) -> Result<zeroize::Zeroizing<String>> {
@@ -156,8 +163,11 @@ pub(crate) async fn login(core: &Arc<Core>, request: &LoginRequest) -> Result<Ar
         }
         kept => kept?,
     };
-    record::store(&core.paths.session(&request.user), &kept)?;
-    let session = core.sessions.insert(session(core, &request.user, kept)?);
+    let session = {
+        let _alone = core.sessions.alone();
+        record::store(&core.paths.session(&request.user), &kept)?;
+        core.sessions.insert(session(core, &request.user, kept)?)
+    };
     // Also tells whether the server is there.
     core.profile(&session).await.map(drop).or_else(|error| match error.kind() {
         ErrorKind::Unavailable => Ok(()),
@@ -173,8 +183,9 @@ async fn online(core: &Core, mut settings: Settings, request: &LoginRequest) -> 
     let parameters = client.login_parameters(&request.user).await?;
     let keys = derive(request, &parameters).await?;
     let key = DeviceKey::generate()?;
-    let member = tied(&settings)?.certificate.is_some();
-    let host_key = if member { None } else { Some(DeviceKey::generate()?) };
+    // One whose certificate is over has to be introduced again.
+    let known = host_certificate(tied(&settings)?).is_some();
+    let host_key = if known { None } else { Some(DeviceKey::generate()?) };
     let guest = match (&host_key, &settings.name) {
         (Some(key), Some(name)) => {
             Some(server::GuestHost { name: name.clone(), request: key.request()? })
@@ -193,17 +204,19 @@ async fn online(core: &Core, mut settings: Settings, request: &LoginRequest) -> 
         core.settings.replace(settings)?;
     }
     let secret = reply.keybag.open(&keys)?;
+    let life = Some(Life::of(&reply.issued, now()));
     let certificate = reply.issued.certificate;
     let account = Account {
         parameters,
         keybag: reply.keybag,
         key: key.seal(&keys.wrap),
         certificate: certificate.clone(),
+        life,
     };
     let path = core.paths.account(&request.user);
     record::make_directory(path.parent().unwrap_or(&core.paths.dir))?;
     record::store(&path, &account)?;
-    Ok(Kept { secret, key: key.to_pem()?.to_string(), certificate })
+    Ok(Kept { secret, key: key.to_pem()?.to_string(), certificate, life })
 }
 
 /// Opens what the last log-in left; none if nobody of that name logged in here before.
@@ -215,7 +228,7 @@ async fn offline(core: &Core, request: &LoginRequest) -> Result<Option<Kept>> {
     let key = DeviceKey::unseal(&account.key, &keys.wrap)?;
     let secret = account.keybag.open(&keys)?;
     let key = key.to_pem()?.to_string();
-    Ok(Some(Kept { secret, key, certificate: account.certificate }))
+    Ok(Some(Kept { secret, key, certificate: account.certificate, life: account.life }))
 }
 
 /// Derives the keys of a password, which takes a processor its time.
@@ -243,15 +256,66 @@ pub(crate) fn resume(core: &Arc<Core>) {
     }
 }
 
+/// Makes a session; what runs for the user goes on over its way to the server.
 fn session(core: &Core, user: &UserName, kept: Kept) -> Result<Session> {
     let settings = core.settings.get();
     let server = tied(&settings)?;
     let key = zeroize::Zeroizing::new(kept.key);
     let identity = Identity { certificate: kept.certificate, key: DeviceKey::from_pem(&key)? };
-    let client = ServerClient::https(&server.address, &server.anchor, Some(&identity))?;
-    let door = Door { client: client.http().clone(), base: server.address.base() };
-    let remote = Arc::new(AtServer { client, host: settings.id });
-    Ok(Session::new(user.clone(), kept.secret, remote, Some(door)))
+    let way = Way::new(server, identity, kept.life)?;
+    let before = core.sessions.get(user).and_then(|session| session.link().cloned());
+    let link = match before.filter(|link| link.way().leads_to(server)) {
+        Some(link) => {
+            link.exchange(way);
+            link
+        }
+        None => Arc::new(Link::new(user.clone(), way)),
+    };
+    let remote = Arc::new(AtServer { link: Arc::clone(&link), host: settings.id });
+    Ok(Session::new(user.clone(), kept.secret, remote, Some(link)))
+}
+
+/// Gets a new certificate for the host; its key stays.
+pub(crate) async fn renew_host(core: &Core) -> Result<()> {
+    let settings = core.settings.get();
+    let Some(old) = settings.server.and_then(|server| server.certificate) else { return Ok(()) };
+    let key = DeviceKey::from_pem(&read_text(&core.paths.host_key())?)?;
+    let client = as_host(core, &core.settings.get())?;
+    let issued = client.renew(&server::RenewRequest { request: key.request()? }).await?;
+    let life = Life::of(&issued, now());
+    core.settings.renew(&old, issued.certificate, life)
+}
+
+/// Gets a new certificate for a log-in; its key stays.
+pub(crate) async fn renew_session(core: &Core, session: &Arc<Session>, link: &Link) -> Result<()> {
+    let old = link.way();
+    let key = old.identity.key.clone();
+    let request = server::RenewRequest { request: key.request()? };
+    let issued = link.explain(old.client.renew(&request).await)?;
+    let life = Life::of(&issued, now());
+    let certificate = issued.certificate;
+    let _alone = core.sessions.alone();
+    let still = core.sessions.get(&session.user);
+    if !still.is_some_and(|still| Arc::ptr_eq(&still, session)) {
+        // They logged out or in meanwhile.
+        return Ok(());
+    }
+    let identity = Identity { certificate: certificate.clone(), key: key.clone() };
+    link.exchange(old.renewed(identity, life)?);
+    let kept = Kept {
+        secret: session.secret.clone(),
+        key: key.to_pem()?.to_string(),
+        certificate: certificate.clone(),
+        life: Some(life),
+    };
+    record::store(&core.paths.session(&session.user), &kept)?;
+    let path = core.paths.account(&session.user);
+    match record::load::<Account>(&path)? {
+        Some(account) if account.certificate == old.identity.certificate => {
+            record::store(&path, &Account { certificate, life: Some(life), ..account })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Ends a session.
@@ -271,6 +335,7 @@ pub(crate) async fn logout(core: &Arc<Core>, request: &LogoutRequest) -> Result<
                 .with_hint("wait, or log out with --force: they stay here until the next log-in"));
         }
     }
+    let _alone = core.sessions.alone();
     record::remove(&core.paths.session(&request.user))?;
     core.sessions.remove(&request.user);
     Ok(())
@@ -284,88 +349,5 @@ pub(crate) fn tell_instances(core: &Arc<Core>, user: &UserName) {
                 tracing::warn!("{}", error.chain());
             }
         });
-    }
-}
-
-/// The server over HTTPS.
-#[derive(Debug)]
-struct AtServer {
-    client: ServerClient,
-    host: Option<HostId>,
-}
-
-impl AtServer {
-    fn subscribed(&self, entry: server::Subscription) -> Subscribed {
-        let lock = entry.lock.map(|lock| LockHolder {
-            here: Some(lock.host) == self.host,
-            host: lock.host_name.to_string(),
-            since: lock.since,
-            seen: Some(lock.seen),
-            backlog_bytes: lock.backlog_bytes,
-        });
-        Subscribed {
-            id: entry.id,
-            appliance: entry.appliance,
-            descriptor: entry.repository,
-            latest: entry.head,
-            lock,
-        }
-    }
-}
-
-#[async_trait]
-impl Remote for AtServer {
-    async fn profile(&self) -> Result<Profile> {
-        let (profile, _) = self.client.profile(None).await?.ok_or_else(|| {
-            Error::new(ErrorKind::Internal, "the server says that an unknown profile is unchanged")
-        })?;
-        let entitled = |entry: server::ProfileAppliance| Entitled {
-            name: entry.name,
-            descriptor: entry.repository,
-            latest: entry.head,
-        };
-        Ok(Profile {
-            appliances: profile.appliances.into_iter().map(entitled).collect(),
-            subscriptions: profile
-                .subscriptions
-                .into_iter()
-                .map(|it| self.subscribed(it))
-                .collect(),
-        })
-    }
-
-    async fn subscribe(
-        &self,
-        appliance: &ApplianceName,
-        descriptor: &Descriptor,
-    ) -> Result<Subscribed> {
-        let request = server::SubscribeRequest {
-            appliance: appliance.clone(),
-            repository: descriptor.clone(),
-        };
-        self.client.subscribe(&request).await.map(|entry| self.subscribed(entry))
-    }
-
-    async fn unsubscribe(&self, id: SubscriptionId) -> Result<()> {
-        self.client.unsubscribe(id).await
-    }
-
-    async fn lock(&self, id: SubscriptionId, take: bool) -> Result<Epoch> {
-        let request = server::TakeLock { break_lock: take };
-        self.client.take_lock(id, &request).await.map(|lock| lock.epoch)
-    }
-
-    async fn renew(&self, id: SubscriptionId, epoch: Epoch, backlog_bytes: u64) -> Result<()> {
-        let request = server::RenewLock { epoch, backlog_bytes };
-        self.client.renew_lock(id, &request).await.map(drop)
-    }
-
-    async fn release(&self, id: SubscriptionId, epoch: Epoch) -> Result<()> {
-        self.client.release_lock(id, epoch).await
-    }
-
-    fn backend(&self, id: RepositoryId, epoch: Epoch) -> Result<Arc<dyn Backend>> {
-        let url = self.client.repository_url(id);
-        Ok(Arc::new(Http::new(self.client.http().clone(), &url, epoch)))
     }
 }

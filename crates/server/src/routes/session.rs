@@ -3,7 +3,6 @@
 //! A name that does not exist gets the same answers, in the same time, as one that does.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use axum::Json;
@@ -24,7 +23,6 @@ use serde::{Deserialize, Serialize};
 use super::Input;
 use super::account::user;
 use crate::answer::Answer;
-use crate::authority::{DEVICE_LIFE, HOST_LIFE};
 use crate::caller::{Caller, Device};
 use crate::database::{Transaction, Value, text};
 use crate::state::{State, random};
@@ -303,9 +301,9 @@ async fn hash(state: &State, proof: Secret, salt: Salt) -> Result<Secret> {
 }
 
 fn issue(state: &State, subject: &Subject, request: &str) -> Result<Issued> {
-    let life: Duration = match subject {
-        Subject::Host(_) => HOST_LIFE,
-        Subject::Device { .. } => DEVICE_LIFE,
+    let life = match subject {
+        Subject::Host(_) => state.lives.host,
+        Subject::Device { .. } => state.lives.device,
     };
     let now = state.now();
     let certificate = state.authority.sign(request, &subject.to_string(), life, now)?;

@@ -69,6 +69,7 @@ fn the_password_of_a_database_is_not_shown() {
         dir: "/tmp/x".into(),
         listen: "127.0.0.1:1".parse().unwrap(),
         database: Some("postgres://me:hunter2@db/collective".to_owned()),
+        certificate_life: None,
     };
     assert!(!format!("{options:?}").contains("hunter2"));
 }

@@ -239,7 +239,8 @@ pub fn new_id() -> RepositoryId {
 
 pub async fn start(dir: &Path, database: Option<String>) -> Result<Server> {
     let listen = "127.0.0.1:0".parse().unwrap();
-    Server::start(ServerOptions { dir: dir.to_owned(), listen, database }).await
+    Server::start(ServerOptions { dir: dir.to_owned(), listen, database, certificate_life: None })
+        .await
 }
 
 async fn reach(server: &Server) -> (ServerAddress, Anchor) {

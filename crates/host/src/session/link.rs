@@ -1,0 +1,267 @@
+//! A user's way to the server: a client that shows the certificate of their log-in, and everything that goes through it.
+//!
+//! The client is exchanged when the certificate is renewed and when the person logs in again. Whatever runs holds the
+//! [`Link`] and not the client, so a machine that was started under the last certificate reads its disks under the next.
+//! When the server does not answer and the certificate is over, the answer says so: the way back is another log-in.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use collective_api::ServerClient;
+use collective_api::host::LockHolder;
+use collective_api::identity::Identity;
+use collective_api::server;
+use collective_model::{
+    ApplianceName, Epoch, Error, ErrorKind, HostId, RepositoryId, Result, SubscriptionId,
+    Timestamp, UserName, Version,
+};
+use collective_repository::Descriptor;
+use collective_repository::backend::{Backend, Commit, Exclusive, Http, Listed, ObjectName};
+use tokio::sync::watch;
+
+use crate::now;
+use crate::remote::{Entitled, Profile, Remote, Subscribed};
+use crate::settings::{Life, Server};
+
+/// A user's way to the server, as long as they are logged in and longer: machines hold it too.
+#[derive(Debug)]
+pub(crate) struct Link {
+    user: UserName,
+    current: watch::Sender<Arc<Way>>,
+}
+
+/// A client with what it shows.
+#[derive(Debug)]
+pub(crate) struct Way {
+    pub(crate) client: ServerClient,
+    pub(crate) identity: Identity,
+    /// Not known of a certificate that an earlier release got.
+    pub(crate) life: Option<Life>,
+    server: Server,
+}
+
+impl Way {
+    pub(crate) fn new(server: &Server, identity: Identity, life: Option<Life>) -> Result<Self> {
+        let client = ServerClient::https(&server.address, &server.anchor, Some(&identity))?;
+        Ok(Self { client, identity, life, server: server.clone() })
+    }
+
+    /// The same way with a new certificate.
+    pub(crate) fn renewed(&self, identity: Identity, life: Life) -> Result<Self> {
+        Self::new(&self.server, identity, Some(life))
+    }
+
+    /// Tells whether this leads to the same server.
+    pub(crate) fn leads_to(&self, server: &Server) -> bool {
+        self.server.address == server.address && self.server.anchor == server.anchor
+    }
+
+    /// Where the server is.
+    pub(crate) fn base(&self) -> String {
+        self.server.address.base()
+    }
+}
+
+impl Link {
+    pub(crate) fn new(user: UserName, way: Way) -> Self {
+        Self { user, current: watch::Sender::new(Arc::new(way)) }
+    }
+
+    pub(crate) fn way(&self) -> Arc<Way> {
+        Arc::clone(&self.current.borrow())
+    }
+
+    pub(crate) fn exchange(&self, way: Way) {
+        self.current.send_replace(Arc::new(way));
+    }
+
+    /// Says why there was no answer, if it is because the log-in is over.
+    pub(crate) fn explain<T>(&self, answer: Result<T>) -> Result<T> {
+        let life = self.way().life;
+        answer.map_err(|error| explained(&self.user, life, now(), error))
+    }
+}
+
+fn explained(user: &UserName, life: Option<Life>, now: Timestamp, error: Error) -> Error {
+    let over = life.is_some_and(|life| life.is_over(now));
+    if error.kind() != ErrorKind::Unavailable || !over {
+        return error;
+    }
+    let message = format!("the log-in of `{user}` on this computer has ended");
+    Error::new(ErrorKind::Unavailable, message).with_hint(again(user)).with_source(error)
+}
+
+/// What to do about a log-in that is over.
+fn again(user: &UserName) -> String {
+    format!("log in again with `collective login {user}`; nothing is lost meanwhile")
+}
+
+/// The server over HTTPS.
+#[derive(Debug)]
+pub(crate) struct AtServer {
+    pub(crate) link: Arc<Link>,
+    pub(crate) host: Option<HostId>,
+}
+
+impl AtServer {
+    fn subscribed(&self, entry: server::Subscription) -> Subscribed {
+        let lock = entry.lock.map(|lock| LockHolder {
+            here: Some(lock.host) == self.host,
+            host: lock.host_name.to_string(),
+            since: lock.since,
+            seen: Some(lock.seen),
+            backlog_bytes: lock.backlog_bytes,
+        });
+        Subscribed {
+            id: entry.id,
+            appliance: entry.appliance,
+            descriptor: entry.repository,
+            latest: entry.head,
+            lock,
+        }
+    }
+}
+
+#[async_trait]
+impl Remote for AtServer {
+    async fn profile(&self) -> Result<Profile> {
+        let asked = self.link.way().client.profile(None).await;
+        let (profile, _) = self.link.explain(asked)?.ok_or_else(|| {
+            Error::new(ErrorKind::Internal, "the server says that an unknown profile is unchanged")
+        })?;
+        let entitled = |entry: server::ProfileAppliance| Entitled {
+            name: entry.name,
+            descriptor: entry.repository,
+            latest: entry.head,
+        };
+        Ok(Profile {
+            appliances: profile.appliances.into_iter().map(entitled).collect(),
+            subscriptions: profile
+                .subscriptions
+                .into_iter()
+                .map(|it| self.subscribed(it))
+                .collect(),
+        })
+    }
+
+    async fn subscribe(
+        &self,
+        appliance: &ApplianceName,
+        descriptor: &Descriptor,
+    ) -> Result<Subscribed> {
+        let request = server::SubscribeRequest {
+            appliance: appliance.clone(),
+            repository: descriptor.clone(),
+        };
+        let entry = self.link.way().client.subscribe(&request).await;
+        self.link.explain(entry).map(|entry| self.subscribed(entry))
+    }
+
+    async fn unsubscribe(&self, id: SubscriptionId) -> Result<()> {
+        self.link.explain(self.link.way().client.unsubscribe(id).await)
+    }
+
+    async fn lock(&self, id: SubscriptionId, take: bool) -> Result<Epoch> {
+        let request = server::TakeLock { break_lock: take };
+        let lock = self.link.way().client.take_lock(id, &request).await;
+        self.link.explain(lock).map(|lock| lock.epoch)
+    }
+
+    async fn renew(&self, id: SubscriptionId, epoch: Epoch, backlog_bytes: u64) -> Result<()> {
+        let request = server::RenewLock { epoch, backlog_bytes };
+        let lock = self.link.way().client.renew_lock(id, &request).await;
+        self.link.explain(lock).map(drop)
+    }
+
+    async fn release(&self, id: SubscriptionId, epoch: Epoch) -> Result<()> {
+        self.link.explain(self.link.way().client.release_lock(id, epoch).await)
+    }
+
+    fn backend(&self, id: RepositoryId, epoch: Epoch) -> Result<Arc<dyn Backend>> {
+        Ok(Arc::new(Linked { link: Arc::clone(&self.link), id, epoch }))
+    }
+}
+
+/// The objects of a repository, over whichever way there is now.
+#[derive(Debug)]
+struct Linked {
+    link: Arc<Link>,
+    id: RepositoryId,
+    epoch: Epoch,
+}
+
+impl Linked {
+    fn http(&self) -> Http {
+        let way = self.link.way();
+        Http::new(way.client.http().clone(), &way.client.repository_url(self.id), self.epoch)
+    }
+}
+
+#[async_trait]
+impl Backend for Linked {
+    async fn read(&self, name: &ObjectName, range: Option<Range<u64>>) -> Result<Bytes> {
+        self.link.explain(self.http().read(name, range).await)
+    }
+
+    async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {
+        self.link.explain(self.http().size(name).await)
+    }
+
+    async fn write(&self, name: &ObjectName, bytes: Bytes) -> Result<()> {
+        self.link.explain(self.http().write(name, bytes).await)
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+        self.link.explain(self.http().list(prefix).await)
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<()> {
+        self.link.explain(self.http().delete(name).await)
+    }
+
+    async fn head(&self) -> Result<Option<Version>> {
+        self.link.explain(self.http().head().await)
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<()> {
+        self.link.explain(self.http().commit(commit).await)
+    }
+
+    async fn exclusive(&self) -> Result<Exclusive> {
+        self.link.explain(self.http().exclusive().await)
+    }
+
+    async fn remove_leftovers(&self, before: Timestamp) -> Result<u64> {
+        self.link.explain(self.http().remove_leftovers(before).await)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use collective_model::{Error, ErrorKind, Timestamp};
+
+    use super::explained;
+    use crate::settings::Life;
+
+    #[test]
+    fn a_server_that_is_away_is_told_from_a_log_in_that_is_over() {
+        let life = Some(Life { begins: Timestamp(0), ends: Timestamp(10) });
+        let at = |kind, life, now| {
+            let user = "ann".parse().unwrap();
+            explained(&user, life, Timestamp(now), Error::new(kind, "no answer"))
+        };
+        let over = at(ErrorKind::Unavailable, life, 10);
+        assert_eq!(over.kind(), ErrorKind::Unavailable);
+        assert_eq!(over.chain(), "the log-in of `ann` on this computer has ended: no answer");
+        assert!(over.hint().unwrap().contains("collective login ann"));
+        for (kind, life, now) in [
+            (ErrorKind::Unavailable, life, 9),
+            (ErrorKind::Unavailable, None, 10),
+            (ErrorKind::Conflict, life, 10),
+        ] {
+            assert_eq!(at(kind, life, now).chain(), "no answer");
+        }
+    }
+}
