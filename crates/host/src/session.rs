@@ -20,7 +20,7 @@ use tokio::sync::watch;
 
 pub(crate) use link::Link;
 pub(crate) use login::{
-    contact, join, login, logout, renew_host, renew_session, resume, tell_instances,
+    SetAside, contact, join, login, logout, renew_host, renew_session, resume, tell_instances,
 };
 
 use crate::now;

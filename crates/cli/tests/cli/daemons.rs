@@ -162,3 +162,38 @@ fn check_own_password(home: &Home, login: &[&str]) {
     let again = home.run(&[login, &["new"]].concat());
     assert_eq!(again.code, 0, "{}", again.stderr);
 }
+
+#[test]
+fn without_the_server_only_the_password_that_was_set_last_logs_in() {
+    let home = Home::new();
+    for (file, text) in [("old", "correct horse"), ("new", "battery staple"), ("wrong", "donkey")] {
+        std::fs::write(home.path().join(file), format!("{text}\n")).unwrap();
+    }
+    let server = Daemon::start(&home, &["serve", "--dir", "s", "--listen", "127.0.0.1:0"]);
+    let _host = host(&home);
+    let run = |words: &[&str]| home.run(words).code;
+    let on = |words: &[&str]| run(&[&["--host", "r/host.sock"], words].concat());
+    let login = |user: &str, file: &str| on(&["login", user, "--password-file", file]);
+    for more in [&["ann", "--administrator"][..], &["bob"]] {
+        let add = ["user", "add", "--server", "unix:s/admin.sock", "--password-file", "old"];
+        assert_eq!(run(&[&add, more].concat()), 0);
+    }
+    let fact = |name: &str| server.facts[name].as_str().unwrap().to_owned();
+    let (url, fingerprint) = (fact("url"), fact("fingerprint"));
+    assert_eq!(on(&["join", &url, "--name", "attic", "--fingerprint", &fingerprint]), 0);
+    assert_eq!((login("ann", "old"), login("bob", "old")), (0, 0));
+
+    let set = ["--as", "ann", "user", "password", "--password-file", "new"];
+    let with = |current| ["--current-password-file", current];
+    // A change that is refused changes nothing here either.
+    assert_eq!(on(&[&set[..], &with("wrong")].concat()), 3);
+    assert!(home.path().join("h/users/ann/account.json").exists());
+    assert_eq!(on(&[&set[..], &["bob"], &with("old")].concat()), 0);
+    assert_eq!(on(&[&set[..], &with("old")].concat()), 0);
+
+    assert_eq!(server.stop(), 0);
+    assert_eq!(login("ann", "old"), 3);
+    assert_eq!(login("ann", "new"), 0);
+    // Nobody has logged in with bob's new password yet, so there is nothing that any password opens.
+    assert_eq!((login("bob", "old"), login("bob", "new")), (6, 6));
+}

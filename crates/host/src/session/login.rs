@@ -4,7 +4,7 @@
 //! `account.json` keeps what a log-in without network needs: the device's key sealed under the password, its certificate and
 //! the wrapped secret of the user. The password itself is kept nowhere.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use collective_api::ServerClient;
@@ -229,6 +229,34 @@ async fn offline(core: &Core, request: &LoginRequest) -> Result<Option<Kept>> {
     let secret = account.keybag.open(&keys)?;
     let key = key.to_pem()?.to_string();
     Ok(Some(Kept { secret, key, certificate: account.certificate, life: account.life }))
+}
+
+/// What a log-in without network needs, out of the way while the password changes: nothing that the old password opens may
+/// be left afterwards.
+pub(crate) struct SetAside {
+    path: PathBuf,
+    account: Option<Account>,
+}
+
+impl SetAside {
+    pub(crate) fn new(core: &Core, user: &UserName) -> Result<Self> {
+        let _alone = core.sessions.alone();
+        let path = core.paths.account(user);
+        // One that cannot be read is of no use either.
+        let account = record::load(&path).unwrap_or_default();
+        record::remove(&path)?;
+        Ok(Self { path, account })
+    }
+
+    /// The password is what it was.
+    pub(crate) fn put_back(self, core: &Core) -> Result<()> {
+        let _alone = core.sessions.alone();
+        match self.account {
+            // A log-in meanwhile has left a newer one.
+            Some(account) if !self.path.exists() => record::store(&self.path, &account),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Derives the keys of a password, which takes a processor its time.

@@ -2,6 +2,7 @@
 
 use clap::Args;
 use collective_api::ServerClient;
+use collective_api::host::LoginRequest;
 use collective_api::keybag::{Keybag, PasswordKeys, RecoveryKey, UserSecret};
 use collective_api::server::PasswordChange;
 use collective_model::{Error, ErrorKind, Result, ResultExt as _, UserName};
@@ -97,8 +98,12 @@ async fn change_own(arguments: &Arguments, server: &ServerClient, context: &Cont
     let keybag = bag.rewrap(&secret, &keys);
     let (proof, current) = (keys.proof.clone(), Some(current.proof.clone()));
     server.change_password(&PasswordChange { parameters, proof, keybag, current }).await?;
-    say_changed(user, None, context);
-    Ok(())
+    say_changed(user.clone(), None, context);
+    // The host has dropped what the old password opens; a log-in with the new one is what replaces it.
+    let session = context.host()?.login(&LoginRequest { user, password }).await;
+    session
+        .map(drop)
+        .map_err(|error| error.context("the password is set, and logging in with it failed"))
 }
 
 async fn current_keys(
