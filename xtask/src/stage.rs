@@ -155,6 +155,14 @@ impl Stage {
     /// # Errors
     /// If it does not come up.
     pub fn start_host(&mut self, host: &str) -> Result<()> {
+        self.start_host_with(host, &[])
+    }
+
+    /// Starts the daemon of a computer with further options.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn start_host_with(&mut self, host: &str, more: &[&str]) -> Result<()> {
         let (directory, runtime) = (self.path(host), self.runtime(host));
         let words: [&OsStr; 6] = [
             "--json".as_ref(),
@@ -164,6 +172,7 @@ impl Stage {
             "--runtime-dir".as_ref(),
             runtime.as_ref(),
         ];
+        let words: Vec<&OsStr> = words.into_iter().chain(more.iter().map(OsStr::new)).collect();
         self.start_daemon(host, &words).map(drop)
     }
 

@@ -12,6 +12,7 @@ mod e2e {
     mod full_disk;
     mod kills;
     mod locks;
+    mod memory;
     mod network;
     mod refusals;
     mod secrets;

@@ -7,14 +7,29 @@ use std::collections::BTreeMap;
 
 use collective_model::{Error, ErrorKind, Result};
 use collective_vm::admission::{Admission, Capacity};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Machines that run at once, however small: each has a process, sockets and an export here.
 const MACHINES: usize = 64;
 
 /// The way to the queue. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Desk(mpsc::UnboundedSender<Request>);
+pub(crate) struct Desk {
+    requests: mpsc::UnboundedSender<Request>,
+    taken: watch::Receiver<Taken>,
+    memory_mib: u64,
+}
+
+/// Who has memory, by the number of their place.
+type Taken = BTreeMap<Number, Holder>;
+
+/// A machine with memory, or one that waits for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Holder {
+    /// What people call it.
+    name: String,
+    memory_mib: u64,
+}
 
 /// Names a place; never used again.
 type Number = u64;
@@ -23,8 +38,8 @@ type Number = u64;
 /// to say that he leaves.
 #[derive(Debug)]
 enum Request {
-    Ask { memory_mib: u64, answer: oneshot::Sender<Result<Asked>> },
-    Adopt { memory_mib: u64, answer: oneshot::Sender<Place> },
+    Ask { holder: Holder, answer: oneshot::Sender<Result<Asked>> },
+    Adopt { holder: Holder, answer: oneshot::Sender<Place> },
     Release(Number),
 }
 
@@ -40,6 +55,7 @@ pub(crate) struct Asked {
 #[derive(Debug)]
 pub(crate) struct Place {
     number: Number,
+    memory_mib: u64,
     requests: mpsc::UnboundedSender<Request>,
 }
 
@@ -54,31 +70,56 @@ impl Desk {
     /// Opens the queue of a computer that gives guests `memory_mib`.
     pub(crate) fn open(memory_mib: u64) -> Self {
         let (requests, incoming) = mpsc::unbounded_channel();
-        let desk = Queue {
+        let (shown, taken) = watch::channel(Taken::new());
+        let queue = Queue {
             admission: Admission::new(Capacity { memory_mib, machines: MACHINES }),
+            holders: BTreeMap::new(),
+            shown,
             waiting: BTreeMap::new(),
             last: 0,
             requests: requests.downgrade(),
         };
-        tokio::spawn(desk.run(incoming));
-        Self(requests)
+        tokio::spawn(queue.run(incoming));
+        Self { requests, taken, memory_mib }
     }
 
-    /// Stands in line.
+    /// Stands in line; `name` is what those who wait behind are told.
     ///
     /// # Errors
     /// `Invalid` if the machine wants more than there is: it would wait for ever; `Unavailable` if too many wait.
-    pub(crate) async fn ask(&self, memory_mib: u64) -> Result<Asked> {
+    pub(crate) async fn ask(&self, name: &str, memory_mib: u64) -> Result<Asked> {
         let (answer, answered) = oneshot::channel();
-        let _ = self.0.send(Request::Ask { memory_mib, answer });
+        let holder = Holder { name: name.to_owned(), memory_mib };
+        let _ = self.requests.send(Request::Ask { holder, answer });
         answered.await.unwrap_or_else(|_| Err(closed()))
     }
 
     /// Takes note of a machine that runs already, whether there is room or not.
-    pub(crate) async fn adopt(&self, memory_mib: u64) -> Result<Place> {
+    pub(crate) async fn adopt(&self, name: &str, memory_mib: u64) -> Result<Place> {
         let (answer, answered) = oneshot::channel();
-        let _ = self.0.send(Request::Adopt { memory_mib, answer });
+        let holder = Holder { name: name.to_owned(), memory_mib };
+        let _ = self.requests.send(Request::Adopt { holder, answer });
         answered.await.map_err(|_| closed())
+    }
+
+    /// Says what a place waits for and who has it; nothing if it does not wait.
+    pub(crate) fn why(&self, place: &Place) -> Option<String> {
+        let taken = self.taken.borrow();
+        if taken.contains_key(&place.number) {
+            return None;
+        }
+        let holders: Vec<String> = taken
+            .values()
+            .map(|holder| format!("{} has {} MiB", holder.name, holder.memory_mib))
+            .collect();
+        (!holders.is_empty()).then(|| {
+            format!(
+                "waits for {} MiB of memory: of {} MiB {}",
+                place.memory_mib,
+                self.memory_mib,
+                holders.join(", ")
+            )
+        })
     }
 }
 
@@ -89,6 +130,9 @@ fn closed() -> Error {
 /// The task's own.
 struct Queue {
     admission: Admission<Number>,
+    /// Everybody with a place.
+    holders: BTreeMap<Number, Holder>,
+    shown: watch::Sender<Taken>,
     waiting: BTreeMap<Number, oneshot::Sender<()>>,
     last: Number,
     requests: mpsc::WeakUnboundedSender<Request>,
@@ -98,11 +142,21 @@ impl Queue {
     async fn run(mut self, mut incoming: mpsc::UnboundedReceiver<Request>) {
         while let Some(request) = incoming.recv().await {
             self.handle(request);
-            for number in self.admission.admit() {
-                if let Some(admitted) = self.waiting.remove(&number) {
-                    // Who does not listen any more has dropped the place too, which comes next.
-                    let _ = admitted.send(());
-                }
+            let admitted = self.admission.admit();
+            let admitted: Vec<_> =
+                admitted.iter().filter_map(|number| self.waiting.remove(number)).collect();
+            let taken =
+                self.holders.iter().filter(|(number, _)| !self.waiting.contains_key(number));
+            let taken: Taken = taken.map(|(number, holder)| (*number, holder.clone())).collect();
+            // Shown first: who is admitted does not wait any more.
+            self.shown.send_if_modified(|shown| {
+                let changed = *shown != taken;
+                *shown = taken;
+                changed
+            });
+            for admitted in admitted {
+                // Who does not listen any more has dropped the place too, which comes next.
+                let _ = admitted.send(());
             }
         }
     }
@@ -111,33 +165,38 @@ impl Queue {
         let place = match &request {
             Request::Release(number) => {
                 self.waiting.remove(number);
+                self.holders.remove(number);
                 return self.admission.release(number);
             }
-            Request::Ask { .. } | Request::Adopt { .. } => self.place(),
+            Request::Ask { holder, .. } | Request::Adopt { holder, .. } => self.place(holder),
         };
         // Nobody is there to be answered.
         let Some(place) = place else { return };
         let number = place.number;
         match request {
-            Request::Ask { memory_mib, answer } => {
-                let asked = self.admission.ask(number, memory_mib).map_err(hinted).map(|()| {
-                    let (admit, admitted) = oneshot::channel();
-                    self.waiting.insert(number, admit);
-                    Asked { place, admitted }
-                });
+            Request::Ask { holder, answer } => {
+                let asked =
+                    self.admission.ask(number, holder.memory_mib).map_err(hinted).map(|()| {
+                        let (admit, admitted) = oneshot::channel();
+                        self.waiting.insert(number, admit);
+                        self.holders.insert(number, holder);
+                        Asked { place, admitted }
+                    });
                 let _ = answer.send(asked);
             }
-            Request::Adopt { memory_mib, answer } => {
-                self.admission.adopt(number, memory_mib);
+            Request::Adopt { holder, answer } => {
+                self.admission.adopt(number, holder.memory_mib);
+                self.holders.insert(number, holder);
                 let _ = answer.send(place);
             }
             Request::Release(_) => {}
         }
     }
 
-    fn place(&mut self) -> Option<Place> {
+    fn place(&mut self, holder: &Holder) -> Option<Place> {
         self.last += 1;
-        Some(Place { number: self.last, requests: self.requests.upgrade()? })
+        let requests = self.requests.upgrade()?;
+        Some(Place { number: self.last, memory_mib: holder.memory_mib, requests })
     }
 }
 
@@ -157,14 +216,14 @@ mod tests {
     #[tokio::test]
     async fn a_place_that_is_dropped_lets_the_next_in() {
         let desk = Desk::open(100);
-        let first = desk.ask(60).await.unwrap();
+        let first = desk.ask("m0", 60).await.unwrap();
         first.admitted.await.unwrap();
-        let cancelled = desk.ask(50).await.unwrap();
-        let mut third = desk.ask(40).await.unwrap();
+        let cancelled = desk.ask("m1", 50).await.unwrap();
+        let mut third = desk.ask("m2", 40).await.unwrap();
         assert!(third.admitted.try_recv().is_err(), "the second in line is overtaken");
         drop(cancelled);
         third.admitted.await.unwrap();
-        let last = desk.ask(60).await.unwrap();
+        let last = desk.ask("m3", 60).await.unwrap();
         drop(first.place);
         last.admitted.await.unwrap();
     }
@@ -172,11 +231,14 @@ mod tests {
     #[tokio::test]
     async fn what_was_found_running_counts_and_what_never_fits_is_refused() {
         let desk = Desk::open(100);
-        let found = desk.adopt(150).await.unwrap();
-        let mut asked = desk.ask(1).await.unwrap();
+        let found = desk.adopt("found", 150).await.unwrap();
+        let mut asked = desk.ask("small", 1).await.unwrap();
         assert!(asked.admitted.try_recv().is_err());
-        assert_eq!(desk.ask(101).await.unwrap_err().kind(), ErrorKind::Invalid);
+        let why = desk.why(&asked.place).unwrap();
+        assert_eq!(why, "waits for 1 MiB of memory: of 100 MiB found has 150 MiB");
+        assert_eq!(desk.ask("huge", 101).await.unwrap_err().kind(), ErrorKind::Invalid);
         drop(found);
         asked.admitted.await.unwrap();
+        assert_eq!(desk.why(&asked.place), None);
     }
 }

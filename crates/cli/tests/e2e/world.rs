@@ -83,8 +83,13 @@ impl World {
 
     /// Publishes `tiny` without a boot trace: every read of a start has to wait for the server.
     pub fn publish_without_trace(&mut self) {
-        self.publish("tiny", "1", &["--no-record"]);
-        self.stage.admin(&["grant", "add", "tiny", "staff"]).unwrap();
+        self.publish_without_trace_as("tiny");
+    }
+
+    /// Publishes `tiny` under another name, without a boot trace.
+    pub fn publish_without_trace_as(&mut self, name: &str) {
+        self.publish(name, "1", &["--no-record"]);
+        self.stage.admin(&["grant", "add", name, "staff"]).unwrap();
     }
 
     fn publish(&mut self, name: &str, version: &str, more: &[&str]) -> Value {
@@ -171,9 +176,20 @@ impl World {
 
     /// Waits until the status of `tiny` is as wanted.
     pub fn wait_for(&self, host: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.wait_for_appliance(host, "tiny", what, wanted)
+    }
+
+    /// Waits until the status of an appliance is as wanted.
+    pub fn wait_for_appliance(
+        &self,
+        host: &str,
+        appliance: &str,
+        what: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Value {
         let limit = Instant::now() + LIMIT;
         loop {
-            let status = self.status(host);
+            let status = self.stage.on(host, &["status", appliance]).unwrap();
             if wanted(&status) {
                 return status;
             }

@@ -71,6 +71,7 @@ impl Owner {
     pub(super) fn reason(&self) -> Option<String> {
         match self.life.state() {
             State::Failed { reason } | State::Paused { reason, .. } => Some(reason.clone()),
+            State::Queued => self.why_queued(),
             _ => self.notice.clone(),
         }
     }

@@ -110,7 +110,11 @@ impl Owner {
         let version = self.choose(&repository, request.version).await?;
         let memory_mib = hardware(&version)?.memory_mib;
         handle.stage("waiting for memory");
-        let Asked { place, admitted } = self.core.admission.ask(memory_mib).await?;
+        let Asked { place, admitted } =
+            self.core.admission.ask(&self.known_as(), memory_mib).await?;
+        if let Some(why) = self.core.admission.why(&place) {
+            handle.stage(&why);
+        }
         let id = handle.id();
         let admitted = self.helper(async move { admitted.await.ok().map(|()| Fact::Admitted(id)) });
         Ok(Starting {
@@ -124,6 +128,17 @@ impl Owner {
             _helpers: vec![admitted, self.heed_cancel(handle)],
             handle: handle.clone(),
         })
+    }
+
+    /// What others who wait for memory are told.
+    fn known_as(&self) -> String {
+        format!("`{}` of {}", self.appliance, self.user)
+    }
+
+    /// Why a start waits for memory, if it does.
+    pub(super) fn why_queued(&self) -> Option<String> {
+        let place = self.starting.as_ref()?.place.as_ref()?;
+        self.core.admission.why(place)
     }
 
     async fn choose(
@@ -359,7 +374,8 @@ impl Owner {
         };
         // Its reads wait until the exports are served again; that needs the session.
         if self.held.is_none() {
-            let place = self.core.admission.adopt(run.hardware.memory_mib).await?;
+            let place =
+                self.core.admission.adopt(&self.known_as(), run.hardware.memory_mib).await?;
             let _mourner = self.mourn(&process);
             self.held = Some(Found { process: process.clone(), place, _mourner });
             let held = Some("it was found running, and its disks are not served yet".to_owned());
