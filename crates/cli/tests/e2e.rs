@@ -10,6 +10,7 @@ mod e2e {
     mod certificates;
     mod daily;
     mod full_disk;
+    mod held;
     mod kills;
     mod locks;
     mod memory;

@@ -173,6 +173,14 @@ impl Core {
         }
     }
 
+    /// What a user may start; nothing is known of one who is not logged in.
+    async fn profile_of(&self, session: Option<&Session>) -> Result<Profile> {
+        match session {
+            Some(session) => self.profile(session).await,
+            None => Ok(Profile::default()),
+        }
+    }
+
     /// Checks that the user may start an appliance, or has something of it here.
     pub(crate) async fn known_appliance(
         &self,
@@ -187,15 +195,16 @@ impl Core {
 
     pub(crate) async fn appliances(
         self: &Arc<Self>,
-        session: &Session,
+        user: &UserName,
+        session: Option<&Session>,
     ) -> Result<Vec<ApplianceStatus>> {
-        let profile = self.profile(session).await?;
+        let profile = self.profile_of(session).await?;
         let mut list: BTreeMap<ApplianceName, ApplianceStatus> = profile
             .appliances
             .iter()
-            .map(|entry| (entry.name.clone(), stopped(&session.user, &entry.name)))
+            .map(|entry| (entry.name.clone(), stopped(user, &entry.name)))
             .collect();
-        for status in self.instances.statuses(&session.user) {
+        for status in self.instances.statuses(user) {
             list.insert(status.name.clone(), status);
         }
         for status in list.values_mut() {
@@ -206,16 +215,17 @@ impl Core {
 
     pub(crate) async fn appliance(
         self: &Arc<Self>,
-        session: &Session,
+        user: &UserName,
+        session: Option<&Session>,
         name: &ApplianceName,
     ) -> Result<ApplianceStatus> {
-        let profile = self.profile(session).await?;
-        let running = self.instances.status(&session.user, name);
+        let profile = self.profile_of(session).await?;
+        let running = self.instances.status(user, name);
         let mut status = match running {
             Some(status) => status,
             None => {
                 profile.appliance(name)?;
-                stopped(&session.user, name)
+                stopped(user, name)
             }
         };
         self.complete(&mut status, &profile);

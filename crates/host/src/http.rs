@@ -103,6 +103,32 @@ impl FromRequestParts<Arc<Core>> for Who {
     }
 }
 
+/// Whose appliances a request is about: those of a person who is logged in, or of the only one whose machines run.
+struct Whose {
+    user: UserName,
+    session: Option<Arc<Session>>,
+}
+
+impl FromRequestParts<Arc<Core>> for Whose {
+    type Rejection = Failed;
+
+    async fn from_request_parts(parts: &mut Parts, core: &Arc<Core>) -> Result<Self, Failed> {
+        let refused = match Who::from_request_parts(parts, core).await {
+            Ok(Who(session)) => {
+                return Ok(Self { user: session.user.clone(), session: Some(session) });
+            }
+            Err(refused) => refused,
+        };
+        let named = parts.headers.get(USER_HEADER).map(|value| value.as_bytes());
+        let mut users = core.instances.users_running();
+        users.retain(|user| named.is_none_or(|named| named == user.as_str().as_bytes()));
+        match users.pop_first() {
+            Some(user) if users.is_empty() => Ok(Self { user, session: None }),
+            _ => Err(refused),
+        }
+    }
+}
+
 /// Reads a request; an empty body is an empty object.
 fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T> {
     let body = if body.is_empty() { b"{}".as_slice() } else { body };
@@ -139,17 +165,17 @@ async fn logout(State(core): State<Arc<Core>>, body: Bytes) -> Answer<Empty> {
 
 async fn appliances(
     State(core): State<Arc<Core>>,
-    Who(session): Who,
+    Whose { user, session }: Whose,
 ) -> Answer<Vec<ApplianceStatus>> {
-    answer(core.appliances(&session).await?)
+    answer(core.appliances(&user, session.as_deref()).await?)
 }
 
 async fn appliance(
     State(core): State<Arc<Core>>,
-    Who(session): Who,
+    Whose { user, session }: Whose,
     Path(name): Path<ApplianceName>,
 ) -> Answer<ApplianceStatus> {
-    answer(core.appliance(&session, &name).await?)
+    answer(core.appliance(&user, session.as_deref(), &name).await?)
 }
 
 async fn versions(
@@ -178,7 +204,7 @@ async fn exec(
 
 async fn verb(
     State(core): State<Arc<Core>>,
-    Who(session): Who,
+    Whose { user, session }: Whose,
     Path((name, verb)): Path<(ApplianceName, String)>,
     body: Bytes,
 ) -> Answer<Operation> {
@@ -194,9 +220,14 @@ async fn verb(
             return Err(Error::new(ErrorKind::NotFound, message).into());
         }
     };
-    core.known_appliance(&session, &name).await?;
-    let instance = core.instances.get(&core, &session.user, &name)?;
-    let handle = core.operations.begin(&verb, &name, &session.user);
+    match &session {
+        Some(session) => core.known_appliance(session, &name).await?,
+        // Nobody is logged in, but what runs can be stopped.
+        None if verb == "stop" && core.instances.status(&user, &name).is_some() => {}
+        None => drop(core.sessions.find(Some(&user))?),
+    }
+    let instance = core.instances.get(&core, &user, &name)?;
+    let handle = core.operations.begin(&verb, &name, &user);
     match wish(&body, handle.clone()) {
         Ok(command) => instance.send(command).await?,
         Err(error) => {

@@ -21,11 +21,12 @@ mod start;
 mod stop;
 mod upload;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use collective_api::host::{
-    ApplianceStatus, DeleteRequest, ExecReply, ExecRequest, StartRequest, StopRequest, UndoRequest,
+    ApplianceStatus, DeleteRequest, ExecReply, ExecRequest, InstanceState, StartRequest,
+    StopRequest, UndoRequest,
 };
 use collective_model::{
     ApplianceName, Error, ErrorKind, Hardware, Result, Timestamp, UserName, Version,
@@ -141,6 +142,13 @@ impl Instances {
     pub(crate) fn statuses(&self, user: &UserName) -> Vec<ApplianceStatus> {
         let table = self.0.borrow();
         table.iter().filter(|(key, _)| &key.0 == user).map(|(_, it)| it.status()).collect()
+    }
+
+    /// Those of whom something runs.
+    pub(crate) fn users_running(&self) -> BTreeSet<UserName> {
+        let table = self.0.borrow();
+        let runs = |handle: &InstanceHandle| handle.status().state != InstanceState::Stopped;
+        table.iter().filter(|(_, it)| runs(it)).map(|((user, _), _)| user.clone()).collect()
     }
 
     pub(crate) fn of_user(&self, user: &UserName) -> Vec<InstanceHandle> {

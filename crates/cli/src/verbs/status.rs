@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use collective_api::HostClient;
 use collective_api::host::{ApplianceStatus, HostStatus, Operation};
-use collective_model::{ApplianceName, ByteCount, Result};
+use collective_model::{ApplianceName, ByteCount, ErrorKind, Result};
 
 use crate::context::{Context, now};
 use crate::progress::{Meter, Step};
@@ -53,9 +53,10 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<u8> {
 async fn overview(context: &Context, client: &HostClient) -> Result<()> {
     let host = client.host().await?;
     let operations = client.operations().await?;
-    let appliances = match host.sessions.is_empty() {
-        true => Vec::new(),
-        false => client.appliances().await?,
+    let appliances = match client.appliances().await {
+        // What runs is shown even so, where it is clear whose it is.
+        Err(error) if host.sessions.is_empty() && error.kind() == ErrorKind::Denied => Vec::new(),
+        appliances => appliances?,
     };
     for appliance in &appliances {
         context.output.object("appliance", appliance);

@@ -77,3 +77,34 @@ fn a_full_host_says_how_much_room_a_start_needs_and_starts_when_it_is_there() {
     drop(world);
     drop(disk);
 }
+
+#[test]
+fn a_guest_whose_hosts_disk_fills_up_waits_for_room_and_loses_nothing() {
+    const LINES: &str = "yes nothing-is-lost | head -c 16777216";
+    let mut world = World::without_appliance();
+    world.publish_without_trace();
+    let disk = SmallDisk::mount(&world.path("a"), 400);
+    world.computer("a");
+    world.start("a");
+    world.write("a", "page", "before");
+    let ballast = disk.fill(4 << 20);
+    let line = format!("{LINES} > /home/big; sync; echo written");
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(|| world.guest("a", &line));
+        let status = world.wait_for("a", "paused", |status| status["state"] == "paused");
+        let reason = status["reason"].as_str().unwrap();
+        assert!(reason.contains("is full: make room"), "{reason}");
+        assert!(reason.contains(world.path("a").to_str().unwrap()), "{reason}");
+        std::fs::remove_file(&ballast).unwrap();
+        let status = world.wait_for("a", "running", |status| status["state"] == "running");
+        assert!(status["reason"].is_null(), "{status}");
+        assert_eq!(writing.join().unwrap(), "written");
+    });
+    world.stop("a");
+    world.computer("b");
+    world.start("b");
+    assert_eq!(world.read("b", "page"), "before");
+    assert_eq!(world.guest("b", &format!("{LINES} | cmp - /home/big && echo same")), "same");
+    drop(world);
+    drop(disk);
+}

@@ -28,8 +28,12 @@ impl Owner {
         }
         if self.held.is_some() && !request.force {
             let message = format!("`{}` cannot be shut down now", self.appliance);
-            let error = Error::new(ErrorKind::Unavailable, message)
-                .with_hint("with --force its power cord is pulled");
+            let force = "with --force its power cord is pulled";
+            let hint = match self.session() {
+                Ok(_) => force.to_owned(),
+                Err(_) => format!("log in with `collective login {}`; {force}", self.user),
+            };
+            let error = Error::new(ErrorKind::Unavailable, message).with_hint(hint);
             return handle.end(Err::<(), _>(match self.reason() {
                 Some(reason) => error.with_source(reason),
                 None => error,
