@@ -149,7 +149,9 @@ impl Owner {
         if let Some(machine) = self.machine.take() {
             machine.leave().await;
         }
-        self.held = None;
+        if let Some(found) = self.held.take() {
+            found.leave().await;
+        }
         self.killed = false;
         self.holds.clear();
         if self.record.run.take().is_some()

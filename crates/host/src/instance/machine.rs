@@ -48,7 +48,21 @@ pub(super) struct Running {
 pub(super) struct Found {
     pub(super) process: Process,
     pub(super) place: Place,
+    /// Its disks, once they are served.
+    pub(super) disks: Option<Disks>,
+    /// Waits for its monitor.
+    pub(super) connecting: Option<AbortOnDropHandle<()>>,
     pub(super) _mourner: AbortOnDropHandle<()>,
+}
+
+impl Found {
+    /// Lets go of the machine; it goes on.
+    pub(super) async fn leave(self) {
+        drop(self.connecting);
+        if let Some(disks) = self.disks {
+            disks.shutdown().await;
+        }
+    }
 }
 
 impl Running {

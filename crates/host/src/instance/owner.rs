@@ -9,7 +9,7 @@ use std::time::Duration;
 use collective_api::host::{ApplianceStatus, Event, Fetched, StartRequest, UserDiskStatus};
 use collective_model::{ApplianceName, Error, ErrorKind, OperationId, Result, UserName, Version};
 use collective_vm::lifecycle::{self, Lifecycle};
-use collective_vm::qmp::QmpEvent;
+use collective_vm::qmp::{Qmp, QmpEvent};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::life::{Hold, Holds};
 use super::machine::{Found, Running};
 use super::start::Starting;
-use super::{Command, InstanceRecord};
+use super::{COMMANDS_WAITING, Command, InstanceRecord};
 use crate::core::Core;
 use crate::operation::Handle;
 use crate::paths::InstancePaths;
@@ -46,6 +46,8 @@ pub(super) enum Fact {
     Exited,
     /// The guest's agent cannot be asked to shut down.
     AgentSilent,
+    /// The monitor of a machine that was found answered; none if the machine has ended.
+    Connected(Result<Option<Qmp>>),
     /// Something holds the guest, or no longer does.
     Held(Hold, Option<String>),
     /// An upload ended.
@@ -66,6 +68,8 @@ pub(super) struct Owner {
     pub(super) machine: Option<Running>,
     /// A process that was found and cannot be taken over yet: its disks cannot be served, or its monitor is silent.
     pub(super) held: Option<Found>,
+    /// What was asked for while the monitor of a found machine is waited for.
+    deferred: Vec<Command>,
     /// Whether the process was killed already.
     pub(super) killed: bool,
     pub(super) life: Lifecycle,
@@ -100,6 +104,7 @@ impl Owner {
             disk: None,
             machine: None,
             held: None,
+            deferred: Vec::new(),
             killed: false,
             life: Lifecycle::default(),
             holds: Holds::new(),
@@ -158,6 +163,13 @@ impl Owner {
                     .with_source(Error::new(error.kind(), error.chain()));
             return refuse(command, error);
         }
+        if self.is_connecting() && waits_for_monitor(&command) {
+            if self.deferred.len() < COMMANDS_WAITING {
+                return self.deferred.push(command);
+            }
+            let message = format!("the machine of `{}` does not answer yet", self.appliance);
+            return refuse(command, Error::new(ErrorKind::Unavailable, message));
+        }
         match command {
             Command::Start(request, handle) => self.start(request, handle).await,
             Command::Stop(request, handle) => self.stop(request, handle).await,
@@ -190,8 +202,14 @@ impl Owner {
             Fact::Machine(event) => self.machine_said(&event).await,
             Fact::Exited => self.exited().await,
             Fact::AgentSilent => self.tell(lifecycle::Event::AgentSilent).await,
+            Fact::Connected(answer) => self.connected(answer).await,
             Fact::Held(hold, reason) => self.holds(hold, reason).await,
             Fact::Uploaded(result) => self.uploaded(result).await,
+        }
+        if !self.is_connecting() {
+            for command in std::mem::take(&mut self.deferred) {
+                self.command(command).await;
+            }
         }
     }
 
@@ -217,6 +235,9 @@ impl Owner {
         self.backup.upload = None;
         if let Some(machine) = self.machine.take() {
             machine.leave().await;
+        }
+        if let Some(found) = self.held.take() {
+            found.leave().await;
         }
     }
 
@@ -321,6 +342,15 @@ async fn reached(deadline: Option<std::time::Instant>) {
     match deadline {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Whether a command is better carried out when the monitor of a found machine has answered.
+fn waits_for_monitor(command: &Command) -> bool {
+    match command {
+        Command::Stop(request, _) => !request.force,
+        Command::SessionCame | Command::Leave(_) => false,
+        _ => true,
     }
 }
 

@@ -8,6 +8,7 @@ use collective_model::{DiskRole, Epoch, Error, ErrorKind, OperationId, Result, V
 use collective_repository::{Descriptor, Kind, Repository, VersionReader};
 use collective_vm::lifecycle::{Event, State};
 use collective_vm::process::{self, Machine};
+use collective_vm::qmp::Qmp;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -349,20 +350,24 @@ impl Owner {
 
     /// Finds what an earlier daemon started, and puts right what a crash left.
     pub(super) async fn recover(&mut self) {
-        if self.machine.is_some() || self.starting.is_some() {
+        if self.machine.is_some() || self.starting.is_some() || self.is_connecting() {
             return;
         }
         if let Err(error) = self.try_recover().await {
-            let reason = error.chain();
-            if self.notice.as_ref() != Some(&reason) {
-                tracing::error!("{}: {reason}", self.what());
-            }
-            self.notice = Some(reason.clone());
-            // Says so where it is shown, if it runs.
-            self.tell(Event::Late { reason }).await;
+            self.not_recovered(&error).await;
         }
         self.measure_backlog().await;
         self.pursue().await;
+    }
+
+    async fn not_recovered(&mut self, error: &Error) {
+        let reason = error.chain();
+        if self.notice.as_ref() != Some(&reason) {
+            tracing::error!("{}: {reason}", self.what());
+        }
+        self.notice = Some(reason.clone());
+        // Says so where it is shown, if it runs.
+        self.tell(Event::Late { reason }).await;
     }
 
     async fn try_recover(&mut self) -> Result<()> {
@@ -374,35 +379,83 @@ impl Owner {
         };
         // Its reads wait until the exports are served again; that needs the session.
         if self.held.is_none() {
-            let place =
-                self.core.admission.adopt(&self.known_as(), run.hardware.memory_mib).await?;
+            let memory_mib = run.hardware.memory_mib;
+            let place = self.core.admission.adopt(&self.known_as(), memory_mib).await?;
             let _mourner = self.mourn(&process);
-            self.held = Some(Found { process: process.clone(), place, _mourner });
+            let (process, disks, connecting) = (process.clone(), None, None);
+            self.held = Some(Found { process, place, disks, connecting, _mourner });
             let held = Some("it was found running, and its disks are not served yet".to_owned());
             self.tell(Event::Adopted { held }).await;
+            self.show();
         }
+        if self.held.as_ref().is_some_and(|found| found.disks.is_none()) {
+            let disks = self.serve_again(&run).await?;
+            if let Some(found) = &mut self.held {
+                found.disks = Some(disks);
+            }
+        }
+        // A monitor may be silent for long; nobody who asks or pulls the power cord has to wait for that.
+        let paths = self.paths.clone();
+        let connecting =
+            self.helper(async move { Some(Fact::Connected(connect(&paths, &process).await)) });
+        if let Some(found) = &mut self.held {
+            found.connecting = Some(connecting);
+        }
+        let reason = "it was found running, and its monitor does not answer yet".to_owned();
+        self.tell(Event::Late { reason }).await;
+        Ok(())
+    }
+
+    /// Serves the disks of a machine that was found.
+    async fn serve_again(&self, run: &Run) -> Result<Disks> {
         let session = self.session().map_err(|error| {
             error.context("it runs, and its disks can be served after the next log-in")
         })?;
         let repository = self.core.repository(&session, &run.appliance, Epoch(0)).await?;
         let version = repository.version(run.version).await?;
-        let mut disks = Disks::open(&self.core, &self.paths, &run, &version).await?;
+        let mut disks = Disks::open(&self.core, &self.paths, run, &version).await?;
         if let (Some(descriptor), Some(disk)) = (&run.user_disk, &self.disk) {
             for base in [run.user_base, disk.base, disk.published].into_iter().flatten() {
                 disks.serve_user(&self.core, &session, descriptor, base).await?;
             }
         }
-        // Its end is heard of by who holds it.
-        let Some(qmp) = connect(&self.paths, &process).await? else { return Ok(()) };
-        let Some(found) = self.held.take() else { return Ok(()) };
-        self.notice = None;
-        self.take_over(Machine { process, qmp }, disks, found.place);
-        self.tell(Event::OnTime).await;
-        if self.record.boot_ms.is_some() {
-            // Its agent had answered the daemon before.
-            self.tell(Event::Ready).await;
+        Ok(disks)
+    }
+
+    /// Tells whether the monitor of a machine that was found is waited for.
+    pub(super) fn is_connecting(&self) -> bool {
+        self.held.as_ref().is_some_and(|found| found.connecting.is_some())
+    }
+
+    /// The monitor of a machine that was found answered, or did not.
+    pub(super) async fn connected(&mut self, answer: Result<Option<Qmp>>) {
+        let Some(mut found) = self.held.take_if(|found| found.connecting.is_some()) else { return };
+        found.connecting = None;
+        match (answer, found.disks.take()) {
+            (Ok(Some(qmp)), Some(disks)) if !self.is_ending() => {
+                self.notice = None;
+                self.take_over(Machine { process: found.process, qmp }, disks, found.place);
+                self.tell(Event::OnTime).await;
+                if self.record.boot_ms.is_some() {
+                    // Its agent had answered the daemon before.
+                    self.tell(Event::Ready).await;
+                }
+            }
+            (answer, disks) => {
+                // It has ended, and that is heard of; or it is tried again.
+                found.disks = disks;
+                self.held = Some(found);
+                if let Err(error) = answer {
+                    self.not_recovered(&error).await;
+                }
+            }
         }
-        Ok(())
+        self.measure_backlog().await;
+        self.pursue().await;
+    }
+
+    fn is_ending(&self) -> bool {
+        matches!(self.life.state(), State::Stopping { .. })
     }
 }
 
