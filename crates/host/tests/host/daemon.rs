@@ -1,5 +1,6 @@
 //! A daemon in a directory of its own, and what it says to those who ask wrongly.
 
+use std::fs;
 use std::sync::Arc;
 
 use collective_api::HostClient;
@@ -7,6 +8,7 @@ use collective_api::host::{ExecRequest, StartRequest};
 use collective_api::keybag::UserSecret;
 use collective_host::{Host, HostOptions};
 use collective_model::{ApplianceName, ErrorKind, UserName};
+use collective_vm::process::{Identity, Process};
 
 use crate::directories::{Directories, Seat};
 
@@ -19,7 +21,7 @@ pub fn name(text: &str) -> ApplianceName {
     text.parse().unwrap()
 }
 
-/// A computer: its directories outlive its daemons.
+/// A computer: its directories outlive its daemons, and its machines end with it, also when a test fails.
 pub struct Computer {
     pub directory: tempfile::TempDir,
     pub seat: Arc<Seat>,
@@ -48,6 +50,42 @@ impl Computer {
         let client = HostClient::new(&host.socket()).unwrap();
         (host, client)
     }
+}
+
+impl Drop for Computer {
+    fn drop(&mut self) {
+        let machines = self.directory.path().join("r/m");
+        for machine in fs::read_dir(machines).into_iter().flatten().flatten() {
+            let recorded = fs::read(machine.path().join("pid")).ok();
+            let recorded = recorded.and_then(|text| serde_json::from_slice(&text).ok());
+            if let Some(process) = recorded.and_then(Process::open) {
+                let _ = process.start_kill();
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_machine_ends_with_the_computer_of_its_test() {
+    let server = Directories::new(tempfile::tempdir().unwrap().path());
+    let computer = Computer::new("attic", &server, &UserSecret::generate());
+    // Unless it is killed it ends well.
+    let mut machine = std::process::Command::new("sleep").arg("30").spawn().unwrap();
+    let directory = computer.directory.path().join("r/m/1");
+    fs::create_dir_all(&directory).unwrap();
+    let identity = serde_json::to_vec(&identity_of(machine.id())).unwrap();
+    fs::write(directory.join("pid"), identity).unwrap();
+    drop(computer);
+    assert_eq!(machine.wait().unwrap().code(), None);
+}
+
+/// What a pid file says of a process (proc(5): the start is the 22nd field, and the name before may hold anything).
+fn identity_of(pid: u32) -> Identity {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit_once(')').unwrap().1;
+    let start_ticks = fields.split_whitespace().nth(19).unwrap().parse().unwrap();
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    Identity { pid: pid.try_into().unwrap(), start_ticks, boot_id: boot_id.trim().to_owned() }
 }
 
 #[tokio::test]
