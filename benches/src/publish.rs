@@ -91,6 +91,7 @@ fn publication(image: &Path, trace: &Trace) -> Result<Publication> {
         id: "bench".to_owned(),
         disks: vec![disk],
         sink: None,
+        distrusted: Vec::new(),
     })
 }
 

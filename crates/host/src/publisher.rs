@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use collective_model::{
-    BLOCK_BYTES, BlockRange, DiskRole, Epoch, Error, ErrorKind, Hardware, IoResultExt, Monitor,
-    OperationId, Result,
+    BLOCK_BYTES, BlockRange, Digest, DiskRole, Epoch, Error, ErrorKind, Hardware, IoResultExt,
+    Monitor, OperationId, Result,
 };
 use collective_repository::{
     DiskSource, Piece, PieceData, Publication, Published, Repository, SigningKey, Trace, trim,
@@ -54,6 +54,8 @@ pub struct PublishOptions {
     pub start_limit: Duration,
     /// Publish although that start failed; without a boot trace, the next starts are slower.
     pub even_if_it_fails: bool,
+    /// Packs known to be damaged, of which nothing is used again.
+    pub distrusted: Vec<Digest>,
     /// Where throwaway files go: some hundred MiB.
     pub work_dir: PathBuf,
 }
@@ -68,6 +70,7 @@ impl PublishOptions {
             rehearse: true,
             start_limit: START_LIMIT,
             even_if_it_fails: false,
+            distrusted: Vec::new(),
             work_dir,
         }
     }
@@ -137,6 +140,7 @@ pub async fn publish(
         id: OperationId(crate::random()).to_string(),
         disks,
         sink: None,
+        distrusted: options.distrusted.clone(),
     };
     let published = repository.publish(publication, signer, &Figures(watch)).await?;
     Ok(Report { published, trimmed_bytes, rehearsal, failed_start })

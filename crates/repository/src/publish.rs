@@ -54,6 +54,8 @@ pub struct Publication {
     pub disks: Vec<DiskSource>,
     /// Who else wants the frames that are stored.
     pub sink: Option<Arc<dyn FrameSink>>,
+    /// Packs known to be damaged: blocks that are found in them are stored again.
+    pub distrusted: Vec<Digest>,
 }
 
 /// Where the content of a disk comes from.
@@ -151,7 +153,10 @@ impl Repository {
         let candidates = self.candidate_packs(publication.parent, &plans).await?;
         let left = self.repack(&mut plans, &candidates).await?;
         // What moves must not be found where it moves away from.
-        let stay = candidates.iter().rev().filter(|pack| !left.contains(&pack.id));
+        let stay = candidates
+            .iter()
+            .rev()
+            .filter(|pack| !left.contains(&pack.id) && !publication.distrusted.contains(&pack.id));
         let newest_first: Vec<PackEntry> = stay.copied().collect();
         let known = self.tables().load(&**self.backend(), &newest_first, read_bytes).await?;
 

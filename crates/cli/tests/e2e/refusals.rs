@@ -97,7 +97,13 @@ fn a_damaged_repository_is_named_and_never_served() {
     std::fs::set_permissions(&pack, std::fs::Permissions::from_mode(0o600)).unwrap();
     std::fs::write(&pack, &bytes).unwrap();
     let name = pack.file_name().unwrap().to_str().unwrap().to_owned();
-    as_admin(&world, &["appliance", "verify", "tiny"], CORRUPT, &[&name]);
+    as_admin(&world, &["appliance", "verify", "tiny"], CORRUPT, &[&name, "--repair"]);
+    let (built, keys) = (world.built(), world.text("keys"));
+    let publish =
+        ["appliance", "publish", "tiny", "--built", &built, "--keys", &keys, "--no-record"];
+    world.stage.admin(&[&publish[..], &["--repair"]].concat()).unwrap();
+    world.stage.admin(&["appliance", "prune", "tiny", "--keep-last", "1", "--yes"]).unwrap();
+    world.stage.admin(&["appliance", "verify", "tiny"]).unwrap();
 
     bytes[middle] ^= 1;
     std::fs::write(&pack, &bytes).unwrap();

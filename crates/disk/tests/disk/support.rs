@@ -137,6 +137,7 @@ impl World {
             id: "first".to_owned(),
             disks: vec![disk],
             sink: None,
+            distrusted: Vec::new(),
         };
         repository.publish(publication, &key, &Silent).await.unwrap();
         let image = std::fs::read(path).unwrap();

@@ -65,6 +65,7 @@ impl Upload {
             id: publishing.id.clone(),
             disks: vec![source],
             sink: Some(Arc::new(self.core.cache.clone()) as Arc<dyn FrameSink>),
+            distrusted: Vec::new(),
         };
         let signer = self.session.repository_secret(disk.repository.id).signing_key();
         let monitor: &dyn Monitor = match &self.watch {

@@ -87,6 +87,7 @@ pub fn publication(parent: u64, disks: Vec<DiskSource>) -> Publication {
         id: format!("publication after {parent}"),
         disks,
         sink: None,
+        distrusted: Vec::new(),
     }
 }
 

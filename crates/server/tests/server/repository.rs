@@ -300,6 +300,7 @@ async fn publish_disk(
         id: "test".to_owned(),
         disks: vec![source],
         sink: None,
+        distrusted: Vec::new(),
     };
     repository.publish(publication, key, &Silent).await
 }

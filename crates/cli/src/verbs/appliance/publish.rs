@@ -13,9 +13,10 @@ use collective_api::ServerClient;
 use collective_api::server::{Appliance, CreateAppliance};
 use collective_host::publisher::{self, PublishOptions, Report, Watch};
 use collective_model::{
-    ApplianceName, ByteCount, ErrorKind, IoResultExt as _, RepositoryId, Result, ResultExt as _,
-    Version,
+    ApplianceName, ByteCount, Digest, ErrorKind, IoResultExt as _, RepositoryId, Result,
+    ResultExt as _, Version,
 };
+use collective_repository::backend::ObjectName;
 use collective_repository::{Descriptor, Kind, SigningKey};
 use serde::Serialize;
 
@@ -52,6 +53,9 @@ pub struct Arguments {
     /// Publish it although that start failed
     #[arg(long, conflicts_with = "no_record")]
     even_if_it_fails: bool,
+    /// Have the server look for damage first, and store again what it finds damaged
+    #[arg(long)]
+    repair: bool,
     /// Directory for throwaway files; as much room as a converted image takes
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     work_dir: PathBuf,
@@ -75,8 +79,7 @@ struct Published {
 pub async fn run(arguments: Arguments, server: &ServerClient, context: &Context) -> Result<u8> {
     let name = arguments.appliance.clone();
     let watch = Shown(context.output.meter(&format!("publish {name}")));
-    let Some(report) = wait::or_interrupt(publish(&arguments, server, context, &watch)).await?
-    else {
+    let Some(report) = publish(&arguments, server, context, &watch).await? else {
         watch.0.note("Stopped; nothing was published.");
         return Ok(wait::INTERRUPTED);
     };
@@ -94,33 +97,49 @@ async fn publish(
     server: &ServerClient,
     context: &Context,
     watch: &Shown,
-) -> Result<Report> {
+) -> Result<Option<Report>> {
     let cannot = || format!("cannot make a directory in `{}`", arguments.work_dir.display());
     let work = tempfile::Builder::new()
         .prefix("collective-")
         .tempdir_in(&arguments.work_dir)
         .or_io(cannot)?;
     watch.stage("looking at the images");
-    let images = arguments.images.read(work.path()).await?;
+    let Some(images) = wait::or_interrupt(arguments.images.read(work.path())).await? else {
+        return Ok(None);
+    };
     let keys = arguments.keys.clone().unwrap_or_else(|| context.directories.keys.clone());
     let (appliance, signer, is_new) = appliance(&arguments.appliance, &keys, server).await?;
-    let options = PublishOptions {
+    let mut options = PublishOptions {
         notes: arguments.notes.clone(),
         rehearse: !arguments.no_record,
         even_if_it_fails: arguments.even_if_it_fails,
         ..PublishOptions::new(work.path().to_owned())
     };
     let work = async {
+        if arguments.repair && !is_new {
+            watch.stage("the server looks for damage");
+            options.distrusted = damaged_packs(server, &arguments.appliance).await?;
+        }
         let repository = show::open(server, &appliance).await?;
         publisher::publish(&repository, &signer, &images, &options, watch).await
     };
-    let published = work.await;
-    if published.is_err() && is_new {
+    let published = wait::or_interrupt(work).await;
+    if !matches!(published, Ok(Some(_))) && is_new {
         // What failed shall have changed nothing; if this fails too, an appliance without versions stays, which the next
         // publication uses.
         let _ = server.remove_appliance(&arguments.appliance).await;
     }
     published
+}
+
+/// The packs that the server finds damaged.
+async fn damaged_packs(server: &ServerClient, name: &ApplianceName) -> Result<Vec<Digest>> {
+    let damages = server.verify_appliance(name).await?.damages;
+    let packs = damages.iter().filter_map(|damage| match damage.object.parse() {
+        Ok(ObjectName::Pack(pack)) => Some(pack),
+        _ => None,
+    });
+    Ok(packs.collect())
 }
 
 /// Finds the appliance and the key that signs it, or makes both; tells whether it is new.

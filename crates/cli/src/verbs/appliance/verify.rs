@@ -32,8 +32,10 @@ pub async fn run(arguments: Arguments, server: &ServerClient, context: &Context)
         return Ok(0);
     }
     let message = format!("{} objects of `{name}` are damaged", report.damages.len());
-    Err(Error::new(ErrorKind::Corrupt, message)
-        .with_hint("restore the server's repositories from a backup, or publish the version anew"))
+    Err(Error::new(ErrorKind::Corrupt, message).with_hint(format!(
+        "restore the server's repositories from a backup, or publish a version that stores it \
+             again: `collective appliance publish {name} … --repair`"
+    )))
 }
 
 fn text(name: &ApplianceName, report: &VerifyReport) -> String {

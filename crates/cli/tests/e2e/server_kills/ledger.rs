@@ -45,6 +45,7 @@ impl Versions {
             id: self.last.to_string(),
             disks: vec![disk(role, self.last)],
             sink: None,
+            distrusted: Vec::new(),
         };
         let published = repository.publish(publication, key, &Silent).await?;
         self.acknowledged.push(self.last);
