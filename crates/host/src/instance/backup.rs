@@ -208,20 +208,24 @@ impl Owner {
             Want::Open => return Box::pin(self.disk_opened()).await,
             Want::Backup => {
                 self.backup.due = false;
-                let waited = std::mem::take(&mut self.backup.waiting);
-                for (wanted, handle, heed) in waited {
-                    if wanted == Want::Backup {
-                        handle.end(self.backed_up());
-                    } else {
-                        self.backup.waiting.push((wanted, handle, heed));
-                    }
-                }
+                let (done, waiting) = std::mem::take(&mut self.backup.waiting)
+                    .into_iter()
+                    .partition(|(wanted, _, _)| *wanted == Want::Backup);
+                self.backup.waiting = waiting;
+                // First the lock: who hears that all is backed up goes to the next computer.
+                self.release_when_clean().await;
+                self.tell_backed_up(done);
             }
-            Want::Undo(_) | Want::Rest => {}
+            Want::Undo(_) | Want::Rest => self.release_when_clean().await,
         }
-        self.release_when_clean().await;
         if !self.backup.waiting.is_empty() {
             Box::pin(self.pursue()).await;
+        }
+    }
+
+    fn tell_backed_up(&self, waited: Vec<(Want, Handle, AbortOnDropHandle<()>)>) {
+        for (_, handle, _) in waited {
+            handle.end(self.backed_up());
         }
     }
 

@@ -111,7 +111,7 @@ async fn what_is_unknown_or_does_not_run_is_named() {
     assert!(error.to_string().contains("nothing"), "{error}");
     let exec = ExecRequest { command: vec!["true".to_owned()], input: None, limit_s: None };
     let error = client.exec(&name("nothing"), &exec).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Conflict);
+    assert_eq!(error.kind(), ErrorKind::NotFound);
     let stranger = client.clone().for_user("bob".parse().unwrap());
     assert_eq!(stranger.appliances().await.unwrap_err().kind(), ErrorKind::Denied);
     host.shutdown().await.unwrap();
