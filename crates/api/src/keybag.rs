@@ -138,9 +138,9 @@ pub fn check_new_password(password: &str) -> Result<()> {
     if signs >= PASSWORD_SIGNS_MIN && password.len() <= PASSWORD_BYTES_MAX {
         return Ok(());
     }
-    let message = format!("the password has {signs} signs");
+    let message = format!("the password has {signs} characters");
     Err(Error::new(ErrorKind::Invalid, message)
-        .with_hint(format!("a password has at least {PASSWORD_SIGNS_MIN} signs")))
+        .with_hint(format!("a password has at least {PASSWORD_SIGNS_MIN} characters")))
 }
 
 /// The secret from which all keys of one user's repositories come. Drawn once, never changed.
@@ -220,7 +220,7 @@ impl Keybag {
     }
 }
 
-/// Opens a keybag when the password is lost: 20 random bytes, written as eight groups of four signs.
+/// Opens a keybag when the password is lost: 20 random bytes, written as eight groups of four characters.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
 pub struct RecoveryKey([u8; 20]);
 

@@ -11,6 +11,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind as Mistake};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser};
 use collective_model::{Error, ErrorKind, Result, UserName};
 
+use crate::context::ServerSocket;
 use crate::verbs::Verb;
 
 /// A compute utility of virtual appliances
@@ -48,6 +49,9 @@ pub struct Everywhere {
         hide_env_values = true
     )]
     pub host_socket: Option<PathBuf>,
+    /// The same as behind the names of the groups, which show it: it may stand before them too.
+    #[arg(long, global = true, hide = true, value_name = "unix:DIR/admin.sock")]
+    pub server: Option<ServerSocket>,
     /// Whose session to use, where several people are logged in
     #[arg(
         long = "as",
@@ -146,7 +150,9 @@ fn hint_of(mistake: &clap::Error, text: &str) -> String {
     if let Some(rule) = source.and_then(|cause| cause.downcast_ref::<Error>()?.hint()) {
         return rule.to_owned();
     }
-    if let Some(tip) = text.lines().find_map(|line| line.trim().strip_prefix("tip: ")) {
+    let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
+    // What clap tells of `--` is for values that begin with a dash, of which we have none.
+    if let Some(tip) = tip.filter(|tip| !tip.contains("'-- ")) {
         return tip.to_owned();
     }
     match verb_of(mistake).join(" ") {
@@ -245,16 +251,24 @@ mod tests {
             "collective start debian --version 0",
             "collective start debian --verbose",
             "collective exec debian",
+            "collective exec debian -x",
+            "collective appliance prune debian --keep-last -1",
+            "collective appliance prune debian --keep-last 0",
+            "collective token remove x",
         ]
         .map(mistake)
         .join("\n");
         insta::assert_snapshot!(said, @r#"
         unrecognized subcommand 'verzions' | a similar subcommand exists: 'versions'
         the following required arguments were not provided: <APPLIANCE> | `collective help start` says how
-        invalid value 'Debian' for '<APPLIANCE>': "Debian" is not a name for an appliance | a name has 1 to 63 signs of a-z, 0-9, `-`, `.` and `_`, and starts with a letter or digit
+        invalid value 'Debian' for '<APPLIANCE>': "Debian" is not a name for an appliance | a name has 1 to 63 characters of a-z, 0-9, `-`, `.` and `_`, and starts with a letter or digit
         invalid value '0' for '--version <VERSION>': `0` is not a version number | versions are whole numbers from 1
         unexpected argument '--verbose' found | a similar argument exists: '--version'
         the following required arguments were not provided: <COMMAND>... | `collective help exec` says how
+        unexpected argument '-x' found | `collective help exec` says how
+        invalid value '-1' for '--keep-last <COUNT>': `-1` is not a whole number from 1 | write it in digits, as 3
+        invalid value '0' for '--keep-last <COUNT>': `0` is not a whole number from 1 | write it in digits, as 3
+        invalid value 'x' for '<TOKEN>': `x` is not a whole number from 1 | write it in digits, as 3
         "#);
     }
 

@@ -1,6 +1,6 @@
 //! What a verb is given beside its arguments: the way out, the prompt, the places, and the daemons it may talk to.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
@@ -29,7 +29,7 @@ pub struct ServerArguments {
 
 /// The path of a server's socket for administrators.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct ServerSocket(PathBuf);
+pub struct ServerSocket(PathBuf);
 
 impl FromStr for ServerSocket {
     type Err = Error;
@@ -81,20 +81,16 @@ impl Context {
     pub fn server(&self, arguments: &ServerArguments) -> Result<ServerClient> {
         match &arguments.server {
             Some(ServerSocket(socket)) => {
-                std::fs::metadata(socket).map_err(|cause| {
-                    let message = format!("no server at `{}`", socket.display());
-                    Error::new(ErrorKind::Unavailable, message)
-                        .with_source(cause)
-                        .with_hint("start one with `collective serve`")
-                })?;
+                open(socket, "server", "start one with `collective serve`")?;
                 ServerClient::unix(socket)
             }
             None => {
-                let host = self.host().map_err(|error| {
-                    error.with_hint(
+                let host = self.host().map_err(|error| match error.kind() {
+                    ErrorKind::Denied => error,
+                    _ => error.with_hint(
                         "start one with `collective host` and log in, or, on the server's own computer, \
                          use --server unix:/var/lib/collective-server/admin.sock",
-                    )
+                    ),
                 })?;
                 ServerClient::through(&host)
             }
@@ -104,14 +100,10 @@ impl Context {
     /// Connects to the host daemon, speaking for the user that was asked for.
     ///
     /// # Errors
-    /// `Unavailable` if there is no socket: most often the daemon is not running.
+    /// `Unavailable` if there is no socket: most often the daemon is not running; `Denied` if it is somebody else's.
     pub fn host(&self) -> Result<HostClient> {
-        if let Err(cause) = std::fs::metadata(&self.host_socket) {
-            let message = format!("no host daemon at `{}`", self.host_socket.display());
-            return Err(Error::new(ErrorKind::Unavailable, message).with_source(cause).with_hint(
-                "start one with `collective host`, or say with --host where it listens",
-            ));
-        }
+        let hint = "start one with `collective host`, or say with --host where it listens";
+        open(&self.host_socket, "host daemon", hint)?;
         let client = HostClient::new(&self.host_socket)?;
         Ok(match &self.user {
             Some(user) => client.for_user(user.clone()),
@@ -120,7 +112,64 @@ impl Context {
     }
 }
 
+/// Looks whether we may talk on a socket, before anybody tries to: whoever cannot is told whose it is, or how to start
+/// what should listen there.
+fn open(socket: &Path, what: &str, hint: &str) -> Result<()> {
+    use rustix::io::Errno;
+    let Err(errno) = rustix::fs::access(socket, rustix::fs::Access::WRITE_OK) else {
+        return Ok(());
+    };
+    let shown = socket.display();
+    let error = match errno {
+        Errno::ACCESS | Errno::PERM => {
+            let message = format!("the {what} at `{shown}` is not yours");
+            Error::new(ErrorKind::Denied, message).with_hint(whose(owner(socket).as_deref()))
+        }
+        _ => Error::new(ErrorKind::Unavailable, format!("no {what} at `{shown}`")).with_hint(hint),
+    };
+    Err(error.with_source(std::io::Error::from(errno)))
+}
+
+/// Says who can talk to a daemon: only who runs it.
+fn whose(owner: Option<&str>) -> String {
+    match owner {
+        Some(owner) => format!("it belongs to {owner}: run the command as {owner}"),
+        None => "run the command as the user who runs the daemon".to_owned(),
+    }
+}
+
+/// Names who a socket belongs to: itself, or the directory in which it cannot be seen.
+fn owner(socket: &Path) -> Option<String> {
+    use std::os::unix::fs::MetadataExt as _;
+    let number = socket.ancestors().find_map(|path| std::fs::metadata(path).ok())?.uid();
+    let accounts = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    Some(account(&accounts, number).map_or_else(|| format!("user {number}"), str::to_owned))
+}
+
+/// Finds the name of a user number among the accounts of a computer.
+fn account(accounts: &str, number: u32) -> Option<&str> {
+    accounts.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(number)).then_some(name)
+    })
+}
+
 /// Reads the clock.
 pub fn now() -> Timestamp {
     std::time::SystemTime::now().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{account, owner, whose};
+
+    #[test]
+    fn whoever_is_refused_is_told_whose_daemon_it_is() {
+        let accounts = "root:x:0:0:root:/root:/bin/bash\nann:x:1000:1000::/home/ann:/bin/sh\n";
+        assert_eq!(account(accounts, 1000), Some("ann"));
+        assert_eq!(account(accounts, 1001), None);
+        assert_eq!(whose(Some("ann")), "it belongs to ann: run the command as ann");
+        assert_eq!(owner(std::path::Path::new("/proc/1/no/such.sock")).as_deref(), Some("root"));
+    }
 }

@@ -7,6 +7,8 @@
 //! keys     /var/lib/collective-keys       ~/.local/share/collective/keys
 //! runtime  /run/collective                $XDG_RUNTIME_DIR/collective, or <host>/run without it
 //! ```
+//!
+//! `COLLECTIVE_RUNTIME_DIR` moves the last one, for the daemon and for who looks for it alike.
 
 use std::path::PathBuf;
 
@@ -30,6 +32,8 @@ struct Surroundings {
     home: Option<PathBuf>,
     data_home: Option<PathBuf>,
     runtime_dir: Option<PathBuf>,
+    /// What was said of our own runtime directory; the other is the system's.
+    own_runtime_dir: Option<PathBuf>,
 }
 
 impl Directories {
@@ -43,6 +47,9 @@ impl Directories {
             home: path("HOME"),
             data_home: path("XDG_DATA_HOME"),
             runtime_dir: path("XDG_RUNTIME_DIR"),
+            own_runtime_dir: std::env::var_os("COLLECTIVE_RUNTIME_DIR")
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
         })
     }
 
@@ -52,12 +59,13 @@ impl Directories {
     }
 
     fn of(surroundings: Surroundings) -> Self {
+        let own_runtime_dir = surroundings.own_runtime_dir;
         if surroundings.root {
             return Self {
                 server: "/var/lib/collective-server".into(),
                 host: "/var/lib/collective".into(),
                 keys: "/var/lib/collective-keys".into(),
-                runtime: "/run/collective".into(),
+                runtime: own_runtime_dir.unwrap_or_else(|| "/run/collective".into()),
             };
         }
         let home = surroundings.home.unwrap_or_else(|| "/".into());
@@ -70,7 +78,7 @@ impl Directories {
             server: data.join("collective/server"),
             host,
             keys: data.join("collective/keys"),
-            runtime,
+            runtime: own_runtime_dir.unwrap_or(runtime),
         }
     }
 }
@@ -83,6 +91,19 @@ mod tests {
     fn root_has_the_directories_of_the_system() {
         let root = Directories::of(Surroundings { root: true, ..Surroundings::default() });
         assert_eq!(root.host_socket().to_str(), Some("/run/collective/host.sock"));
+    }
+
+    #[test]
+    fn the_runtime_directory_that_the_daemon_is_given_is_where_all_look() {
+        for root in [true, false] {
+            let told = Directories::of(Surroundings {
+                root,
+                runtime_dir: Some("/run/user/1000".into()),
+                own_runtime_dir: Some("/run/c".into()),
+                ..Surroundings::default()
+            });
+            assert_eq!(told.host_socket().to_str(), Some("/run/c/host.sock"));
+        }
     }
 
     #[test]

@@ -154,10 +154,9 @@ impl Meter {
         let now = Instant::now();
         match &self.shape {
             Shape::Bar(bar) => {
+                bar.set_style(style(step.position().is_some()));
                 bar.set_message(crate::text::plain(&step.text()));
-                if let Some(position) = step.position() {
-                    bar.set_position(position);
-                }
+                bar.set_position(step.position().unwrap_or_default());
             }
             Shape::Lines(output, pace) => {
                 let mut pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
@@ -199,13 +198,20 @@ impl Drop for Meter {
     }
 }
 
+/// How a step is drawn: a full bar of the stage before must not stand beside one of which nobody knows how far it is.
+fn style(share_is_known: bool) -> ProgressStyle {
+    let template = match share_is_known {
+        true => "{spinner} {prefix} [{bar:24}] {percent:>3}% {wide_msg}",
+        false => "{spinner} {prefix} {wide_msg}",
+    };
+    ProgressStyle::with_template(template)
+        .expect("both templates are constants and are drawn in a test of this module")
+        .progress_chars("=> ")
+}
+
 fn bar(label: &str) -> ProgressBar {
-    let style =
-        ProgressStyle::with_template("{spinner} {prefix} [{bar:24}] {percent:>3}% {wide_msg}")
-            .expect("the template is a constant and is drawn in every test of this module")
-            .progress_chars("=> ");
     let bar = ProgressBar::with_draw_target(Some(BAR_STEPS), ProgressDrawTarget::stderr())
-        .with_style(style)
+        .with_style(style(false))
         .with_prefix(label.to_owned());
     bar.enable_steady_tick(BAR_EVERY);
     bar

@@ -49,6 +49,26 @@ pub fn percent(share: f64) -> String {
     if value < 10.0 { format!("{value:.1}%") } else { format!("{value:.0}%") }
 }
 
+/// Writes how many there are of a thing: `1 pack`, `2 packs`.
+pub fn count_of(count: u64, thing: &str) -> String {
+    if count == 1 { format!("1 {thing}") } else { format!("{count} {thing}s") }
+}
+
+/// Reads a count as people type it: a whole number from 1.
+pub fn count<N: FromStr + PartialOrd + From<u8>>(text: &str) -> Result<N, Error> {
+    number(text).ok().filter(|number| *number >= N::from(1)).ok_or_else(|| no_number(text, 1))
+}
+
+/// Reads a whole number, which may be 0.
+pub fn number<N: FromStr>(text: &str) -> Result<N, Error> {
+    text.parse().map_err(|_| no_number(text, 0))
+}
+
+fn no_number(text: &str, least: u8) -> Error {
+    let message = format!("`{}` is not a whole number from {least}", plain(text));
+    Error::new(ErrorKind::Invalid, message).with_hint("write it in digits, as 3")
+}
+
 /// An amount of bytes as people type it: `20G`, `512MiB`, `1.5TB`, `4096`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size(pub u64);
@@ -118,7 +138,7 @@ mod tests {
 
     use collective_model::Timestamp;
 
-    use super::{Size, Span, ago, duration, percent, until};
+    use super::{Size, Span, ago, count, count_of, duration, percent, until};
 
     #[test]
     fn a_duration_shows_its_two_largest_units() {
@@ -133,6 +153,20 @@ mod tests {
         assert_eq!(ago(Timestamp(0), now), "16 min 40 s ago");
         assert_eq!(until(now.after(Duration::from_secs(3600)), now), "in 1 h");
         assert_eq!(until(Timestamp(0), now), "expired");
+    }
+
+    #[test]
+    fn one_thing_is_not_several() {
+        assert_eq!([0, 1, 2].map(|n| count_of(n, "pack")), ["0 packs", "1 pack", "2 packs"]);
+    }
+
+    #[test]
+    fn a_count_is_a_whole_number_from_one() {
+        assert_eq!(count::<u64>("3").unwrap(), 3);
+        for text in ["0", "-1", "x", "1.5", ""] {
+            let error = count::<u32>(text).unwrap_err();
+            assert_eq!(error.to_string(), format!("`{text}` is not a whole number from 1"));
+        }
     }
 
     #[test]

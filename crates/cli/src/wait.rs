@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use collective_api::HostClient;
-use collective_api::host::Operation;
+use collective_api::host::{Operation, OperationState};
 use collective_model::{ErrorKind, Result, ResultExt as _};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -23,7 +23,7 @@ pub const INTERRUPTED: u8 = 130;
 pub enum Ended {
     /// The work is done.
     Done(Box<Operation>),
-    /// The person left; the work goes on in the daemon.
+    /// The person left; the work goes on in the daemon, unless they cancelled it.
     Left,
 }
 
@@ -59,7 +59,17 @@ pub async fn finish(
     }
     meter.note("cancelling");
     client.cancel(id).await?;
-    work.await.map(|operation| Ended::Done(Box::new(operation)))
+    match work.await {
+        Ok(operation) => Ok(Ended::Done(Box::new(operation))),
+        Err(error) => match client.operation(id).await {
+            // It ended as the person wanted: that is no failure.
+            Ok(operation) if operation.state == OperationState::Cancelled => {
+                meter.note("It is cancelled.");
+                Ok(Ended::Left)
+            }
+            _ => Err(error),
+        },
+    }
 }
 
 /// Runs work of this process until it is done or the process is to end: by Ctrl-C, by SIGTERM, or because the terminal is

@@ -342,6 +342,7 @@ pub(crate) fn stopped(user: &UserName, name: &ApplianceName) -> ApplianceStatus 
         user_disk: None,
         lock: None,
         held: None,
+        screen: None,
         operation: None,
     }
 }

@@ -112,7 +112,8 @@ pub async fn publish(
     let system = Image::open(&images.system)?;
     let user = images.user.as_deref().map(Image::open).transpose()?;
     let (rehearsal, failed_start) = if options.rehearse {
-        watch.stage("starting it once, to record what a start touches");
+        let minutes = options.start_limit.as_secs().div_ceil(60);
+        watch.stage(&format!("starting it once, to record what it reads; {minutes} min at most"));
         match rehearsal::rehearse(images, options).await {
             Ok(rehearsal) => (Some(rehearsal), None),
             Err(error) if options.even_if_it_fails => (None, Some(error)),

@@ -39,7 +39,7 @@ impl FromStr for Digest {
         parse_hex(text).map(Self).ok_or_else(|| {
             Error::new(
                 ErrorKind::Invalid,
-                format!("`{text}` is not a hash of 64 hexadecimal signs"),
+                format!("`{text}` is not a hash of 64 hexadecimal characters"),
             )
         })
     }

@@ -192,8 +192,10 @@ fn io_kind(kind: std::io::ErrorKind) -> ErrorKind {
     match kind {
         Io::NotFound => ErrorKind::NotFound,
         Io::PermissionDenied => ErrorKind::Denied,
-        Io::AlreadyExists => ErrorKind::Conflict,
-        Io::InvalidInput | Io::NotADirectory | Io::IsADirectory => ErrorKind::Invalid,
+        Io::AlreadyExists | Io::AddrInUse => ErrorKind::Conflict,
+        Io::InvalidInput | Io::NotADirectory | Io::IsADirectory | Io::AddrNotAvailable => {
+            ErrorKind::Invalid
+        }
         Io::InvalidData | Io::UnexpectedEof => ErrorKind::Corrupt,
         Io::StorageFull
         | Io::QuotaExceeded

@@ -23,7 +23,7 @@ fn check_name(what: &str, text: &str) -> Result<(), Error> {
     }
     let shown: String = text.chars().take(NAME_SIGNS).collect();
     Err(Error::new(ErrorKind::Invalid, format!("{shown:?} is not a name for {what}")).with_hint(
-        "a name has 1 to 63 signs of a-z, 0-9, `-`, `.` and `_`, and starts with a letter or digit",
+        "a name has 1 to 63 characters of a-z, 0-9, `-`, `.` and `_`, and starts with a letter or digit",
     ))
 }
 
@@ -69,7 +69,7 @@ macro_rules! ids {
                 parse_hex(text).map(Self).ok_or_else(|| {
                     let shown: String = text.chars().take(40).collect();
                     Error::new(ErrorKind::Invalid, format!("{shown:?} is not the id of {}", $what))
-                        .with_hint("an id has 32 signs of 0-9 and a-f")
+                        .with_hint("an id has 32 characters of 0-9 and a-f")
                 })
             }
         }

@@ -51,7 +51,7 @@ impl FromStr for PublisherKey {
         let digest: Result<Digest> = text.parse();
         digest.map(|digest| Self(digest.0)).map_err(|_| {
             Error::new(ErrorKind::Invalid, format!("`{text}` is not a publisher's key"))
-                .with_hint("a publisher's key has 64 signs of 0-9 and a-f")
+                .with_hint("a publisher's key has 64 characters of 0-9 and a-f")
         })
     }
 }

@@ -92,8 +92,13 @@ impl Server {
         let state = State::new(database, authority, lives, repositories.clone());
         routes::repository::repair(&state, &repositories).await?;
         let shown = options.listen;
-        let listener =
-            TcpListener::bind(shown).await.or_io(|| format!("cannot listen on {shown}"))?;
+        let listener = TcpListener::bind(shown).await.or_io(|| format!("cannot listen on {shown}"));
+        let listener = listener.map_err(|error| match error.kind() {
+            ErrorKind::Conflict => error.with_hint(
+                "another server, or another program, listens there: choose with --listen ADDRESS:PORT",
+            ),
+            _ => error,
+        })?;
         let address = listener.local_addr().or_io(|| format!("cannot listen on {shown}"))?;
         let (socket, administrators) = bind_socket(dir)?;
 

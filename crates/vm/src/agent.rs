@@ -83,7 +83,7 @@ impl Agent {
     /// Runs a program and waits for its end.
     ///
     /// # Errors
-    /// `Invalid` when the guest cannot run it; `Unavailable` when it has not ended within `limit` (it then runs on) or the agent does not
+    /// `NotFound` when the guest has no such program; `Denied` when it is none; `Invalid` when the guest refuses it otherwise; `Unavailable` when it has not ended within `limit` (it then runs on) or the agent does not
     /// answer.
     pub async fn exec(&self, exec: &Exec, limit: Duration) -> Result<ExecResult> {
         #[derive(Deserialize)]
@@ -99,7 +99,8 @@ impl Agent {
             arguments["input-data"] = json!(BASE64.encode(&exec.input));
         }
         let until = Instant::now() + limit;
-        let started: Started = answer(self.ask("guest-exec", arguments).await?)?;
+        let asked = self.ask("guest-exec", arguments).await;
+        let started: Started = answer(asked.map_err(|error| not_run(&exec.path, error))?)?;
         let mut pause = LOOK_PAUSES.0;
         loop {
             let status = self.ask("guest-exec-status", json!({ "pid": started.pid })).await?;
@@ -324,6 +325,21 @@ async fn receive(reader: &mut BufReader<UnixStream>) -> Result<Line> {
     }
     serde_json::from_slice(&line)
         .or_error(ErrorKind::Corrupt, || "the guest agent's answer is no JSON".to_owned())
+}
+
+/// Tells a program that is not there, or is none, from what else the agent refuses. It has words for them only, not codes.
+fn not_run(path: &str, error: Error) -> Error {
+    if error.kind() != ErrorKind::Invalid {
+        return error;
+    }
+    let words = error.chain();
+    if words.contains("No such file or directory") {
+        Error::new(ErrorKind::NotFound, format!("there is no program `{path}` in the guest"))
+    } else if words.contains("Permission denied") || words.contains("Exec format error") {
+        Error::new(ErrorKind::Denied, format!("`{path}` in the guest is no program to be run"))
+    } else {
+        error
+    }
 }
 
 /// Turns an answer into what it returns or why it refuses.

@@ -158,6 +158,9 @@ pub struct ApplianceStatus {
     /// Whether it is held here, to run without the server.
     #[serde(default)]
     pub held: Option<Held>,
+    /// The Unix socket on which its screen is shown by VNC, while it runs.
+    #[serde(default)]
+    pub screen: Option<String>,
     /// Work that goes on.
     pub operation: Option<OperationId>,
 }
@@ -171,10 +174,10 @@ pub struct Held {
     pub complete: Option<Version>,
 }
 
-/// What is here of a disk that is paged in.
+/// What was fetched of a disk that is paged in, since it was opened; what was in the cache already does not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Fetched {
-    /// Bytes of the disk that are here.
+    /// Bytes of the disk that were fetched.
     pub bytes: u64,
     /// The size of the disk.
     pub size_bytes: u64,

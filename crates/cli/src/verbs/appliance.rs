@@ -4,11 +4,12 @@ mod build;
 mod list;
 mod prune;
 mod publish;
+mod remove;
 mod show;
 mod verify;
 
 use clap::{Args, Subcommand};
-use collective_model::Result;
+use collective_model::{Error, ErrorKind, Result};
 
 use crate::context::{Context, ServerArguments};
 
@@ -29,16 +30,30 @@ enum Verb {
     Show(show::Arguments),
     Verify(verify::Arguments),
     Prune(prune::Arguments),
+    Remove(remove::Arguments),
 }
 
 pub async fn run(arguments: Arguments, context: &Context) -> Result<u8> {
     let server = || context.server(&arguments.server);
-    match arguments.verb {
+    let done = match arguments.verb {
         Verb::Build(arguments) => build::run(arguments, context).await,
         Verb::Publish(arguments) => publish::run(arguments, &server()?, context).await,
         Verb::List(arguments) => list::run(arguments, &server()?, context).await.map(super::done),
         Verb::Show(arguments) => show::run(arguments, &server()?, context).await.map(super::done),
         Verb::Verify(arguments) => verify::run(arguments, &server()?, context).await,
         Verb::Prune(arguments) => prune::run(arguments, &server()?, context).await.map(super::done),
+        Verb::Remove(arguments) => {
+            remove::run(arguments, &server()?, context).await.map(super::done)
+        }
+    };
+    done.map_err(where_to_look)
+}
+
+/// Says where the names are, to who typed one that is none.
+fn where_to_look(error: Error) -> Error {
+    if error.kind() == ErrorKind::NotFound && error.to_string().starts_with("there is no appliance")
+    {
+        return error.with_hint("`collective appliance list` lists those that there are");
     }
+    error
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::daemon::{self, DaemonArguments};
-use crate::text::Size;
+use crate::text::{self, Size};
 use crate::verbs::join::{self, Trust};
 
 /// Run the host daemon: it caches and runs appliances on this computer
@@ -35,7 +35,12 @@ pub struct Arguments {
     #[arg(long, value_name = "SIZE")]
     memory: Option<Size>,
     /// Minutes between backups of a running appliance's user disk; 0: only when it stops [default: 10]
-    #[arg(long, value_name = "MINUTES")]
+    #[arg(
+        long,
+        value_name = "MINUTES",
+        value_parser = text::number::<u32>,
+        allow_negative_numbers = true
+    )]
     publish_minutes: Option<u32>,
     /// Fetch nothing before it is asked for, as on a connection that is paid for by what it carries
     #[arg(long)]

@@ -129,6 +129,7 @@ mod tests {
             user_disk: None,
             lock: None,
             held: None,
+            screen: None,
             operation: None,
         }
     }

@@ -50,6 +50,14 @@ struct Facts {
     pid: u32,
 }
 
+/// Where others find a server that listens on `address`: where it listens on all of them, by the computer's name.
+fn url(address: SocketAddr, name: &str) -> String {
+    match address.ip().is_unspecified() && !name.is_empty() {
+        true => format!("https://{name}:{}", address.port()),
+        false => format!("https://{address}"),
+    }
+}
+
 pub async fn run(arguments: Arguments, context: &Context) -> Result<()> {
     arguments.daemon.start_log()?;
     let dir = arguments.dir.unwrap_or_else(|| context.directories.server.clone());
@@ -58,7 +66,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<()> {
     let options = ServerOptions { dir: dir.clone(), listen, database, certificate_life };
     let server = Server::start(options).await?;
     let facts = Facts {
-        url: format!("https://{}", server.address),
+        url: url(server.address, &rustix::system::uname().nodename().to_string_lossy()),
         fingerprint: server.fingerprint.to_string(),
         admin_socket: server.socket.clone(),
         dir,
@@ -72,4 +80,22 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<()> {
     };
     server.shutdown().await;
     waited
+}
+
+#[cfg(test)]
+mod tests {
+    use super::url;
+
+    #[test]
+    fn a_server_on_all_addresses_is_named_by_its_computer() {
+        let shown = ["0.0.0.0:7443", "[::]:7443", "127.0.0.1:80", "[::1]:80"]
+            .map(|address| url(address.parse().unwrap(), "attic"));
+        let expected = [
+            "https://attic:7443",
+            "https://attic:7443",
+            "https://127.0.0.1:80",
+            "https://[::1]:80",
+        ];
+        assert_eq!(shown, expected);
+    }
 }

@@ -59,12 +59,14 @@ fn sentence(appliance: &ApplianceName, result: &StartResult) -> String {
         let took = std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default();
         format!(" after {}", text::duration(took))
     });
-    format!(
-        "{appliance} {} is running{boot}; {} of its disk is here, {} were fetched",
-        result.version,
-        text::percent(result.fetched_share),
-        ByteCount(result.fetched_bytes)
-    )
+    let fetched = match result.fetched_bytes {
+        0 => "nothing had to be fetched".to_owned(),
+        bytes => {
+            let share = text::percent(result.fetched_share);
+            format!("{} ({share} of its disk) were fetched", ByteCount(bytes))
+        }
+    };
+    format!("{appliance} {} is running{boot}; {fetched}", result.version)
 }
 
 #[cfg(test)]
@@ -76,15 +78,21 @@ mod tests {
 
     #[test]
     fn a_start_says_version_time_and_what_was_fetched() {
-        let result = StartResult {
+        let cold = StartResult {
             version: Version::FIRST,
             boot_seconds: Some(24.3),
             fetched_share: 0.061,
             fetched_bytes: 38_000_000,
         };
+        let debian = "debian".parse().unwrap();
         assert_eq!(
-            sentence(&"debian".parse().unwrap(), &result),
-            "debian 1 is running after 24 s; 6.1% of its disk is here, 38.0 MB were fetched"
+            sentence(&debian, &cold),
+            "debian 1 is running after 24 s; 38.0 MB (6.1% of its disk) were fetched"
+        );
+        let warm = StartResult { fetched_share: 0.0, fetched_bytes: 0, ..cold };
+        assert_eq!(
+            sentence(&debian, &warm),
+            "debian 1 is running after 24 s; nothing had to be fetched"
         );
     }
 }

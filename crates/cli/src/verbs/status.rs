@@ -1,11 +1,14 @@
 //! `collective status`: this computer, who is here, what runs and what goes on; and waiting until it is safe to leave.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use clap::Args;
 use collective_api::HostClient;
-use collective_api::host::{ApplianceStatus, HostStatus, Operation};
-use collective_model::{ApplianceName, ByteCount, ErrorKind, Result};
+use collective_api::host::{
+    ApplianceStatus, Fetched, HostStatus, InstanceState, Operation, OperationState,
+};
+use collective_model::{ApplianceName, ByteCount, ErrorKind, OperationId, Result};
 
 use crate::context::{Context, now};
 use crate::progress::{Meter, Step};
@@ -19,7 +22,8 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// Show how this computer and its appliances stand
 ///
-/// With --wait it comes back when nothing goes on any more and everything is backed up: when it is safe to leave.
+/// With --wait it comes back when nothing goes on any more and everything is backed up: when it is safe to leave. What
+/// runs is backed up at once for that, with what its guest has written until then.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  collective status\n  collective status debian --wait")]
 pub struct Arguments {
@@ -78,18 +82,29 @@ async fn overview(context: &Context, client: &HostClient) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the appliance, or every one, has no work and no backlog.
+/// Waits until the appliance, or every one, has no work and no backlog. What runs is asked for a backup once, which it
+/// would make by itself only at its next time; what its guest writes after that is not waited for.
 async fn until_safe(
     client: &HostClient,
     only: Option<&ApplianceName>,
     meter: &Meter,
 ) -> Result<()> {
+    let mut asked = BTreeMap::new();
     let mut most = 0;
     loop {
-        let appliances = match only {
+        let mut appliances = match only {
             Some(name) => vec![client.appliance(name).await?],
             None => client.appliances().await?,
         };
+        for appliance in appliances.iter().filter(|appliance| needs_asking(appliance)) {
+            if !asked.contains_key(&appliance.name) {
+                // One that is refused is tried again by the host; its status says why.
+                let operation = client.publish(&appliance.name).await.ok();
+                asked.insert(appliance.name.clone(), operation.map(|operation| operation.id));
+            }
+        }
+        let ended = backed_up(client, &asked).await?;
+        appliances.retain(|appliance| !ended.contains(&appliance.name));
         let left: u64 = appliances.iter().map(backlog).sum();
         let busy = appliances.iter().any(|appliance| appliance.operation.is_some());
         if left == 0 && !busy {
@@ -108,6 +123,27 @@ async fn until_safe(
         });
         tokio::time::sleep(ASK_EVERY).await;
     }
+}
+
+/// Tells whether a backup has to be asked for: of what is off, it goes on by itself.
+fn needs_asking(appliance: &ApplianceStatus) -> bool {
+    let runs = matches!(appliance.state, InstanceState::Running | InstanceState::Paused);
+    runs && backlog(appliance) > 0 && appliance.operation.is_none()
+}
+
+/// Finds those whose backup, once asked for, is done.
+async fn backed_up(
+    client: &HostClient,
+    asked: &BTreeMap<ApplianceName, Option<OperationId>>,
+) -> Result<BTreeSet<ApplianceName>> {
+    let mut ended = BTreeSet::new();
+    for (name, operation) in asked {
+        let Some(id) = *operation else { continue };
+        if client.operation(id).await?.state == OperationState::Done {
+            ended.insert(name.clone());
+        }
+    }
+    Ok(ended)
 }
 
 fn backlog(appliance: &ApplianceStatus) -> u64 {
@@ -196,8 +232,10 @@ fn detail(appliance: &ApplianceStatus) -> String {
         line("held", list::held(held));
     }
     if let Some(fetched) = &appliance.fetched {
-        let (bytes, size) = (ByteCount(fetched.bytes), ByteCount(fetched.size_bytes));
-        line("here", format!("{bytes} of {size} ({})", text::percent(fetched.share)));
+        line("fetched", fetched_since_the_start(fetched));
+    }
+    if let Some(screen) = &appliance.screen {
+        line("screen", format!("{screen} (VNC)"));
     }
     if let Some(disk) = &appliance.user_disk {
         let version = disk.version.map_or_else(|| "none yet".to_owned(), |v| v.to_string());
@@ -217,4 +255,66 @@ fn detail(appliance: &ApplianceStatus) -> String {
         line("held by", format!("{place}, since {}", text::ago(lock.since, now())));
     }
     lines.join("\n")
+}
+
+/// Says what a guest's disk had fetched, which is not all that is here: the cache had some before.
+fn fetched_since_the_start(fetched: &Fetched) -> String {
+    match fetched.bytes {
+        0 => "nothing since the start".to_owned(),
+        bytes => {
+            let (bytes, size) = (ByteCount(bytes), ByteCount(fetched.size_bytes));
+            format!("{bytes} of {size} since the start ({})", text::percent(fetched.share))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use collective_api::host::{ApplianceStatus, Fetched, InstanceState, UserDiskStatus};
+    use collective_model::{OperationId, Version};
+
+    use super::{detail, needs_asking};
+
+    fn running() -> ApplianceStatus {
+        ApplianceStatus {
+            name: "debian".parse().unwrap(),
+            user: "ann".parse().unwrap(),
+            latest: Version::new(2),
+            state: InstanceState::Running,
+            reason: None,
+            running: Version::new(2),
+            restart_needed: false,
+            boot_seconds: Some(24.0),
+            fetched: Some(Fetched { bytes: 0, size_bytes: 2_150_000_000, share: 0.0 }),
+            user_disk: Some(UserDiskStatus { backlog_bytes: 7, ..UserDiskStatus::default() }),
+            lock: None,
+            held: None,
+            screen: Some("/run/collective/m/1/vnc.sock".to_owned()),
+            operation: None,
+        }
+    }
+
+    #[test]
+    fn one_appliance_in_detail_shows_its_screen_and_what_was_fetched() {
+        insta::assert_snapshot!(detail(&running()), @r"
+        debian  running
+          version    2
+          boot       24 s
+          fetched    nothing since the start
+          screen     /run/collective/m/1/vnc.sock (VNC)
+          user disk  none yet; 7 B left
+        ");
+    }
+
+    #[test]
+    fn only_what_runs_and_has_something_to_back_up_is_asked_to() {
+        let asked = running();
+        assert!(needs_asking(&asked));
+        let saved = UserDiskStatus::default();
+        assert!(!needs_asking(&ApplianceStatus { user_disk: Some(saved), ..asked.clone() }));
+        let off = InstanceState::Stopped;
+        assert!(!needs_asking(&ApplianceStatus { state: off, ..asked.clone() }));
+        let operation = Some(OperationId([7; 16]));
+        assert!(!needs_asking(&ApplianceStatus { operation, ..asked }));
+    }
 }

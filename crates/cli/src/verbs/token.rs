@@ -36,7 +36,7 @@ struct CreateArguments {
     #[arg(long, value_name = "TEXT", default_value = "")]
     note: String,
     /// How long it is good for
-    #[arg(long, value_name = "TIME", default_value = "1h")]
+    #[arg(long, value_name = "TIME", default_value = "1h", allow_negative_numbers = true)]
     life: Span,
 }
 
@@ -49,7 +49,8 @@ struct ListArguments {}
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  collective token remove 3")]
 struct RemoveArguments {
-    /// Its number
+    /// Its number, as `collective token list` shows it
+    #[arg(value_parser = text::count::<u64>, allow_negative_numbers = true)]
     token: u64,
 }
 

@@ -61,6 +61,34 @@ fn a_host_says_when_it_is_ready_and_ends_cleanly() {
 }
 
 #[test]
+fn the_runtime_directory_of_the_environment_is_where_every_verb_looks() {
+    let home = Home::new();
+    let _daemon = host(&home);
+    for verb in ["status", "doctor"] {
+        let ended = home
+            .command(&[verb, "--json"])
+            .env_remove("COLLECTIVE_HOST")
+            .env("COLLECTIVE_RUNTIME_DIR", "r")
+            .output()
+            .unwrap();
+        let said = String::from_utf8(ended.stdout).unwrap();
+        assert!(!said.contains("no host daemon"), "{verb}: {said}");
+    }
+}
+
+#[test]
+fn a_server_on_a_port_in_use_says_what_to_choose() {
+    let home = Home::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let ended = home.run(&["serve", "--dir", "s", "--listen", &address]);
+    assert_eq!(ended.code, 5, "{}", ended.stderr);
+    for said in [address.as_str(), "hint: ", "--listen"] {
+        assert!(ended.stderr.contains(said), "{said}: {}", ended.stderr);
+    }
+}
+
+#[test]
 fn a_second_daemon_on_one_directory_is_refused_and_names_it() {
     let home = Home::new();
     let _first = host(&home);
@@ -113,8 +141,7 @@ fn a_server_is_administrated_on_its_own_socket() {
             .into_iter()
             .chain(line.split(' '))
             .collect();
-        // `--server` belongs to the groups: it goes behind the verb's name.
-        home.run(&[&words[3..], &words[..3]].concat())
+        home.run(&words)
     };
     assert_eq!(on("group add staff").code, 0);
     let added = on("user add ann --group staff --password-file password");
@@ -123,6 +150,22 @@ fn a_server_is_administrated_on_its_own_socket() {
     assert!(user["recovery_key"].is_string(), "{user}");
     assert_eq!(on("user add ann --password-file password").code, 5);
     assert_eq!(on("user add bob --group nonesuch --password-file password").code, 4);
+    let missing = |line: &str, said: &str| {
+        let ended = on(line);
+        assert_eq!(ended.code, 4, "{line}: {}", ended.stderr);
+        assert!(ended.stderr.contains(said), "{line}: {}", ended.stderr);
+    };
+    missing("group member ofice ann", "there is no group `ofice`");
+    missing("group member staff anne", "there is no user `anne`");
+    missing("grant add tinny staff", "there is no appliance `tinny`");
+    missing("appliance show tinny", "hint: `collective appliance list`");
+    missing("appliance remove tinny --yes", "hint: `collective appliance list`");
+    let behind = home.run(&["user", "list", "--server", "unix:s/admin.sock"]);
+    assert_eq!(behind.code, 0, "{}", behind.stderr);
+    let wrong = home.path().join("wrong");
+    std::fs::write(&wrong, "incorrect horse\n").unwrap();
+    let words = "user password ann --current-password-file wrong --password-file password";
+    assert_eq!(on(words).code, 3);
     assert_eq!(on("token create").objects().pop().unwrap()["type"], "token_created");
     assert_eq!(on("user remove ann").code, 2, "removed without being asked");
     assert_eq!(on("user list").objects().len(), 1);

@@ -60,6 +60,17 @@ fn a_running_guest_is_backed_up_without_noticing() {
     }
     let versions = world.status("a")["user_disk"]["version"].as_u64().unwrap();
     assert!(versions >= 4, "{versions}");
+    world.write("a", "page", "2");
+    // What runs is asked for its backup: this does not wait for the next one's time.
+    world.stage.on("a", &["status", "tiny", "--wait"]).unwrap();
+    let status = world.status("a");
+    assert!(status["user_disk"]["version"].as_u64().unwrap() > versions, "{status}");
+    let screen = status["screen"].as_str().unwrap();
+    assert!(std::path::Path::new(screen).exists(), "{screen}");
+    let nothing = world.stage.try_on("a", &["exec", "tiny", "--", "nosuchcmd"]).unwrap();
+    assert_eq!(nothing.code, 127);
+    let said = nothing.last()["stderr"].to_string();
+    assert!(said.contains("there is no program `nosuchcmd` in tiny"), "{said}");
     // What was published while it ran is what another computer gets.
     world.stop("a");
     world.computer("b");

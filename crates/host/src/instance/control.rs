@@ -5,7 +5,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use collective_api::host::{DeleteRequest, ExecReply, ExecRequest, UndoRequest};
-use collective_model::{DiskRole, Error, ErrorKind, Result, ResultExt, Version};
+use collective_model::{ApplianceName, DiskRole, Error, ErrorKind, Result, ResultExt, Version};
 use collective_vm::agent::Exec;
 use collective_vm::graph;
 use collective_vm::spec::NbdExport;
@@ -28,11 +28,15 @@ impl Owner {
             let _ = reply.send(Err(self.not_running()));
             return;
         };
-        let agent = machine.agent.clone();
+        let (agent, appliance) = (machine.agent.clone(), self.appliance.clone());
         tokio::spawn(async move {
             let answer = async {
                 let limit = request.limit_s.map_or(EXEC_LIMIT, |s| Duration::from_secs(s.into()));
-                let result = agent.exec(&program(request)?, limit).await?;
+                let program = program(request)?;
+                let result = match agent.exec(&program, limit).await {
+                    Ok(result) => result,
+                    Err(error) => return not_run(error, &program.path, &appliance),
+                };
                 Ok(ExecReply {
                     exit_code: result.exit_code,
                     stdout: BASE64.encode(result.output),
@@ -178,6 +182,16 @@ impl Owner {
         }
         self.store_record()
     }
+}
+
+/// Answers as a shell does, where the guest has no such program or cannot run it.
+fn not_run(error: Error, program: &str, appliance: &ApplianceName) -> Result<ExecReply> {
+    let (exit_code, said) = match error.kind() {
+        ErrorKind::NotFound => (127, format!("there is no program `{program}` in {appliance}\n")),
+        ErrorKind::Denied => (126, format!("`{program}` cannot be run in {appliance}\n")),
+        _ => return Err(error),
+    };
+    Ok(ExecReply { exit_code, stdout: String::new(), stderr: BASE64.encode(said) })
 }
 
 fn program(request: ExecRequest) -> Result<Exec> {

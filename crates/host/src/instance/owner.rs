@@ -312,6 +312,7 @@ impl Owner {
             boot_seconds: self.record.boot_ms.map(|ms| ms as f64 / 1000.0),
             fetched: self.machine.as_ref().map(Running::fetched),
             user_disk: self.disk.as_ref().map(|disk| self.user_disk_status(disk)),
+            screen: run.map(|_| self.paths.runtime_file("vnc.sock").display().to_string()),
             operation: self.starting.as_ref().map(|starting| starting.handle.id()),
             ..crate::core::stopped(&self.user, &self.appliance)
         }

@@ -166,9 +166,17 @@ pub async fn add_member(
     let sql = "insert into members (group_name, user_name) values ($1, $2) on conflict do nothing";
     let what = format!("put {user} into group {group}");
     let added = change(&state, &caller, what, sql, &[text(&group), text(&user)]).await;
-    added.map(drop).map_err(|error| {
-        missing_end(error, || absent("group or user", &format!("{group}, {user}"))).into()
-    })
+    match added {
+        Ok(_) => Ok(()),
+        Err(error) => Err(missing_of_two(
+            &state,
+            error,
+            ("group", "select name from user_groups where name = $1", group.as_str()),
+            ("user", "select name from users where name = $1", user.as_str()),
+        )
+        .await
+        .into()),
+    }
 }
 
 pub async fn remove_member(
@@ -199,9 +207,17 @@ pub async fn grant(
     let sql = "insert into grants (appliance, group_name) values ($1, $2) on conflict do nothing";
     let what = format!("granted {appliance} to group {group}");
     let granted = change(&state, &caller, what, sql, &[text(&appliance), text(&group)]).await;
-    granted.map(drop).map_err(|error| {
-        missing_end(error, || absent("appliance or group", &format!("{appliance}, {group}"))).into()
-    })
+    match granted {
+        Ok(_) => Ok(()),
+        Err(error) => Err(missing_of_two(
+            &state,
+            error,
+            ("appliance", "select name from appliances where name = $1", appliance.as_str()),
+            ("group", "select name from user_groups where name = $1", group.as_str()),
+        )
+        .await
+        .into()),
+    }
 }
 
 pub async fn revoke(
@@ -232,11 +248,11 @@ pub async fn create_token(
     Input(request): Input<CreateToken>,
 ) -> Answer<Json<TokenCreated>> {
     if request.life_s == 0 || request.life_s > TOKEN_LIFE_MAX_S {
-        let message = format!("a token lives from 1 to {TOKEN_LIFE_MAX_S} seconds");
+        let message = format!("a token lives from 1 second to {} days", TOKEN_LIFE_MAX_S / 86_400);
         return Err(Error::new(ErrorKind::Invalid, message).into());
     }
     if request.note.chars().count() > NOTE_SIGNS_MAX {
-        let message = format!("a token's note has {NOTE_SIGNS_MAX} signs at most");
+        let message = format!("a token's note has {NOTE_SIGNS_MAX} characters at most");
         return Err(Error::new(ErrorKind::Invalid, message).into());
     }
     let secret = Secret::generate();
@@ -339,6 +355,27 @@ async fn change(
     state.audit(&mut transaction, &caller.audit_name(), what).await?;
     transaction.commit().await?;
     Ok(rows)
+}
+
+/// Names which end is missing of a row that ties two things: each is its kind, the question for it, and its name.
+async fn missing_of_two(
+    state: &State,
+    error: Error,
+    first: (&str, &'static str, &str),
+    second: (&str, &'static str, &str),
+) -> Error {
+    if error.kind() != ErrorKind::Conflict {
+        return error;
+    }
+    for (what, sql, name) in [first, second] {
+        match state.database.read(sql, &[text(&name)]).await {
+            Ok(rows) if rows.is_empty() => return absent(what, &name),
+            Ok(_) => {}
+            Err(error) => return error,
+        }
+    }
+    // Both are there by now: whoever tries again succeeds.
+    error
 }
 
 fn found(rows: &[Row], absent: impl FnOnce() -> Error) -> Result<()> {

@@ -64,6 +64,21 @@ async fn a_program_gives_its_output_and_its_code() {
 }
 
 #[tokio::test]
+async fn a_program_that_is_not_there_is_told_from_what_the_agent_refuses() {
+    let refusals: [(fn(&str) -> Value, ErrorKind); 3] = [
+        (|_| json!({ "error": { "desc": "no (No such file or directory)" } }), ErrorKind::NotFound),
+        (|_| json!({ "error": { "desc": "no (Permission denied)" } }), ErrorKind::Denied),
+        (|_| json!({ "error": { "desc": "it has been disabled" } }), ErrorKind::Invalid),
+    ];
+    for (reply, kind) in refusals {
+        let (_directory, agent) = agent(b"", reply);
+        let exec = Exec { path: "nosuch".to_owned(), ..Exec::default() };
+        let error = agent.exec(&exec, Duration::from_secs(5)).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{error:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_hostile_answer_is_an_error_and_never_taken() {
     let hostile: [fn(&str) -> Value; 4] = [
         |_| json!({ "return": { "pid": "seven" } }),

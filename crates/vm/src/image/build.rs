@@ -90,7 +90,14 @@ impl BuiltAppliance {
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(APPLIANCE_FILE);
         let told = || format!("{} is not the directory of a built appliance", dir.display());
-        let text = std::fs::read(&path).or_io(told)?;
+        let text = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::new(ErrorKind::NotFound, told())
+                    .with_source(format!("it has no `{APPLIANCE_FILE}`"))
+                    .with_hint("`collective appliance build RECIPE --output DIR` makes one"));
+            }
+            read => read.or_io(told)?,
+        };
         let file: ApplianceFile =
             serde_json::from_slice(&text).or_error(ErrorKind::Invalid, told)?;
         file.hardware.check()?;
@@ -224,7 +231,7 @@ fn failure(tool: &Tool, ended: &Ended, message: &str) -> Error {
     if said(&["Unable to locate package", "has no installation candidate"]) {
         return tool
             .failed(ended, ErrorKind::Invalid, message)
-            .with_hint("a package that the recipe names does not exist in its suite");
+            .with_hint("a package of the recipe, or of --package, does not exist in its suite");
     }
     if said(&["Could not allocate block", "ext4 is too small", "No free space"]) {
         return tool

@@ -198,7 +198,7 @@ fn check_line(line: &str) -> Result<()> {
         return Ok(());
     }
     Err(invalid(format!(
-        "kernel_command_line: must be one line of plain signs, at most {COMMAND_LINE_BYTES}"
+        "kernel_command_line: must be one line of plain characters, at most {COMMAND_LINE_BYTES}"
     )))
 }
 

@@ -13,6 +13,8 @@ use tokio::process::{Child, Command};
 
 /// Lines of standard error that are kept for the error: enough for a cause, too few to bury it.
 const KEPT_LINES: usize = 12;
+/// Between the lines of a complaint.
+const LINE_MARK: &str = "\n";
 /// Bytes of one such line that are kept.
 const KEPT_LINE_BYTES: usize = 400;
 /// Bytes of standard output that are read; a map of a badly fragmented terabyte stays below it.
@@ -119,8 +121,11 @@ impl Tool {
         };
         let how =
             ended.code.map_or_else(|| "was killed".to_owned(), |code| format!("ended with {code}"));
-        Error::new(kind, message)
-            .with_source(format!("{} {how}: {}", self.program, ended.complaint))
+        Error::new(kind, message).with_source(format!(
+            "{} {how}: {}",
+            self.program,
+            gist(self.program, &ended.complaint)
+        ))
     }
 
     fn start(&self) -> Result<Child> {
@@ -150,6 +155,17 @@ impl Tool {
     }
 }
 
+/// Picks what matters out of the last lines of a tool: the first that is marked as an error, as apt and mmdebstrap mark
+/// theirs; of qemu-img, which has a line for every cluster, the first.
+fn gist(program: &str, complaint: &str) -> String {
+    let mut lines = complaint.split(LINE_MARK);
+    match lines.clone().find_map(|line| line.strip_prefix("E: ")) {
+        Some(line) => line.to_owned(),
+        None if program == "qemu-img" => lines.next().unwrap_or_default().to_owned(),
+        None => lines.collect::<Vec<_>>().join("; "),
+    }
+}
+
 /// Hands on each line, split also where progress bars return the carriage, and returns the last ones.
 async fn last_lines(
     stream: impl tokio::io::AsyncRead + Unpin,
@@ -175,5 +191,20 @@ async fn last_lines(
             kept.pop_front();
         }
     }
-    kept.make_contiguous().join("; ")
+    kept.make_contiguous().join(LINE_MARK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::gist;
+
+    #[test]
+    fn of_many_lines_the_one_that_matters_is_kept() {
+        let said = "W: hook\nE: Unable to locate package nix\nE: mmdebstrap failed to run";
+        assert_eq!(gist("unshare", said), "Unable to locate package nix");
+        let clusters = "ERROR cluster 5 lies beyond the end\nERROR cluster 6 lies beyond the end";
+        assert_eq!(gist("qemu-img", clusters), "ERROR cluster 5 lies beyond the end");
+        assert_eq!(gist("sfdisk", "a\nb"), "a; b");
+        assert_eq!(gist("sfdisk", ""), "");
+    }
 }

@@ -6,6 +6,7 @@ use collective_api::server::{PruneReport, PruneRequest};
 use collective_model::{ApplianceName, ByteCount, Result, Version};
 
 use crate::context::Context;
+use crate::text;
 use crate::verbs::names;
 
 /// Drop old versions of an appliance
@@ -21,7 +22,7 @@ pub struct Arguments {
     /// Which appliance
     appliance: ApplianceName,
     /// How many of the latest versions stay
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "COUNT", value_parser = text::count::<u64>, allow_negative_numbers = true)]
     keep_last: u64,
     /// Another version that stays; may be given several times
     #[arg(long = "keep", value_name = "VERSION")]
@@ -50,11 +51,11 @@ pub async fn run(arguments: Arguments, server: &ServerClient, context: &Context)
     let report = server.prune_appliance(&name, &request).await?;
     context.output.say("pruned", &report, || {
         format!(
-            "{name}: {}; {} packs swept, {} freed, {} packs wait to be swept",
+            "{name}: {}; {} swept, {} freed; to be swept later: {}",
             dropped(&report.versions, "dropped"),
-            report.swept_packs,
+            text::count_of(report.swept_packs, "pack"),
             ByteCount(report.freed_bytes),
-            report.unreachable_packs
+            text::count_of(report.unreachable_packs, "pack")
         )
     });
     Ok(())
@@ -62,9 +63,9 @@ pub async fn run(arguments: Arguments, server: &ServerClient, context: &Context)
 
 fn planned(name: &ApplianceName, plan: &PruneReport) -> String {
     format!(
-        "{name}: {}; {} packs can be swept now, which frees {}",
+        "{name}: {}; {} can be swept now, which frees {}",
         dropped(&plan.versions, "would go"),
-        plan.swept_packs,
+        text::count_of(plan.swept_packs, "pack"),
         ByteCount(plan.freed_bytes)
     )
 }

@@ -105,8 +105,8 @@ impl Shown {
         let mut lines = vec![format!("{appliance} {}, published {}", self.version, self.time)];
         if let Some(hardware) = &self.hardware {
             lines.push(format!(
-                "  machine    {} processors, {} MiB of memory, {}",
-                hardware.processors,
+                "  machine    {}, {} MiB of memory, {}",
+                text::count_of(hardware.processors.into(), "processor"),
                 hardware.memory_mib,
                 if hardware.network { "a network card" } else { "no network" }
             ));

@@ -6,6 +6,7 @@ use collective_api::server::VerifyReport;
 use collective_model::{ApplianceName, ByteCount, Error, ErrorKind, Result};
 
 use crate::context::Context;
+use crate::text;
 use crate::wait;
 
 /// Check every byte of an appliance's repository
@@ -31,7 +32,10 @@ pub async fn run(arguments: Arguments, server: &ServerClient, context: &Context)
     if report.damages.is_empty() {
         return Ok(0);
     }
-    let message = format!("{} objects of `{name}` are damaged", report.damages.len());
+    let message = match report.damages.len() {
+        1 => format!("an object of `{name}` is damaged"),
+        several => format!("{several} objects of `{name}` are damaged"),
+    };
     Err(Error::new(ErrorKind::Corrupt, message).with_hint(format!(
         "restore the server's repositories from a backup, or publish a version that stores it \
              again: `collective appliance publish {name} … --repair`"
@@ -40,8 +44,8 @@ pub async fn run(arguments: Arguments, server: &ServerClient, context: &Context)
 
 fn text(name: &ApplianceName, report: &VerifyReport) -> String {
     let mut lines = vec![format!(
-        "{name}: {} objects, {} read, {} damaged",
-        report.objects,
+        "{name}: {}, {} read, {} damaged",
+        text::count_of(report.objects, "object"),
         ByteCount(report.bytes),
         report.damages.len()
     )];

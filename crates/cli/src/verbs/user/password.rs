@@ -5,7 +5,7 @@ use collective_api::ServerClient;
 use collective_api::host::LoginRequest;
 use collective_api::keybag::{Keybag, PasswordKeys, RecoveryKey, UserSecret};
 use collective_api::server::PasswordChange;
-use collective_model::{Error, ErrorKind, Result, ResultExt as _, UserName};
+use collective_model::{Error, ErrorKind, Result, UserName};
 use serde::Serialize;
 
 use super::new_keys;
@@ -91,8 +91,7 @@ async fn change_own(arguments: &Arguments, server: &ServerClient, context: &Cont
     let source = arguments.current_password_file.as_ref();
     let current = current_keys(source, &user, server, context).await?;
     let bag = server.own_keybag().await?;
-    let wrong = || "the current password is wrong".to_owned();
-    let secret = bag.open(&current).or_error(ErrorKind::Denied, wrong)?;
+    let secret = open(&bag, &current)?;
     let password = context.prompt.new_secret(arguments.password_file.as_ref(), "password")?;
     let (keys, parameters) = new_keys(&password)?;
     let keybag = bag.rewrap(&secret, &keys);
@@ -116,6 +115,16 @@ async fn current_keys(
         context.prompt.secret_of_flag(source, "current password", "--current-password-file")?;
     let parameters = server.login_parameters(user).await?;
     PasswordKeys::derive(&current, &parameters)
+}
+
+/// Opens a keybag with the current password; that it does not open says most of all that another one was typed.
+fn open(bag: &Keybag, current: &PasswordKeys) -> Result<UserSecret> {
+    bag.open(current).map_err(|_| {
+        Error::new(ErrorKind::Denied, "the current password is wrong").with_hint(
+            "without it an administrator sets a new one with the recovery key: \
+             `collective user password NAME`",
+        )
+    })
 }
 
 fn say_changed(user: UserName, recovery: Option<RecoveryKey>, context: &Context) {
@@ -161,7 +170,7 @@ impl Opener {
     fn wrap(&self, bag: &Keybag, keys: &PasswordKeys) -> Result<(Keybag, Option<RecoveryKey>)> {
         match self {
             Self::Recovery(recovery) => Ok((bag.recover(recovery, keys)?, None)),
-            Self::Current(current) => Ok((bag.rewrap(&bag.open(current)?, keys), None)),
+            Self::Current(current) => Ok((bag.rewrap(&open(bag, current)?, keys), None)),
             Self::Nothing => {
                 let (bag, recovery) = Keybag::create(&UserSecret::generate(), keys);
                 Ok((bag, Some(recovery)))
@@ -174,7 +183,20 @@ impl Opener {
 mod tests {
     use collective_api::keybag::{Keybag, PasswordKeys, PasswordParameters, UserSecret};
 
+    use collective_model::ErrorKind;
+
     use super::Opener;
+
+    #[test]
+    fn a_wrong_current_password_is_refused_in_words_for_a_person() {
+        let keys = |password: &str| {
+            PasswordKeys::derive(password, &PasswordParameters::with_salt([1; 16])).unwrap()
+        };
+        let (bag, _) = Keybag::create(&UserSecret::generate(), &keys("old password"));
+        let error = Opener::Current(keys("typed wrong")).wrap(&bag, &keys("new one")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Denied);
+        assert_eq!(error.chain(), "the current password is wrong");
+    }
 
     #[test]
     fn the_secret_stays_unless_the_disks_are_given_up() {

@@ -7,7 +7,7 @@ use collective_host::publisher::Images;
 use collective_model::{Hardware, Result};
 use collective_vm::image::{BuiltAppliance, convert};
 
-use crate::text::Size;
+use crate::text::{self, Size};
 
 /// The disks, and what the machine has.
 #[derive(Args, Debug)]
@@ -22,7 +22,12 @@ pub struct ImageArguments {
     #[arg(long, value_name = "FILE", conflicts_with = "built")]
     user_disk: Option<PathBuf>,
     /// Processors of the machine
-    #[arg(long, value_name = "COUNT")]
+    #[arg(
+        long,
+        value_name = "COUNT",
+        value_parser = text::count::<u32>,
+        allow_negative_numbers = true
+    )]
     processors: Option<u32>,
     /// Memory of the machine
     #[arg(long, value_name = "SIZE")]

@@ -66,7 +66,7 @@ fn read(path: &Path) -> Result<Option<SigningKey>> {
     let seed: Digest = text
         .trim()
         .parse()
-        .map_err(|_| "it is no seed of 64 hexadecimal signs")
+        .map_err(|_| "it is no seed of 64 hexadecimal characters")
         .or_error(ErrorKind::Corrupt, cannot)?;
     Ok(Some(SigningKey::from_seed(seed.0)))
 }
