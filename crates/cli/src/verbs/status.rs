@@ -1,6 +1,6 @@
 //! `collective status`: this computer, who is here, what runs and what goes on; and waiting until it is safe to leave.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Args;
@@ -103,10 +103,12 @@ async fn until_safe(
                 asked.insert(appliance.name.clone(), operation.map(|operation| operation.id));
             }
         }
-        let ended = backed_up(client, &asked).await?;
-        appliances.retain(|appliance| !ended.contains(&appliance.name));
+        let states = states(client, &asked).await?;
+        appliances.retain(|it| states.get(&it.name) != Some(&OperationState::Done));
         let left: u64 = appliances.iter().map(backlog).sum();
-        let busy = appliances.iter().any(|appliance| appliance.operation.is_some());
+        let busy = appliances.iter().any(|it| {
+            it.operation.is_some() || states.get(&it.name) == Some(&OperationState::Running)
+        });
         if left == 0 && !busy {
             return Ok(());
         }
@@ -125,25 +127,25 @@ async fn until_safe(
     }
 }
 
-/// Tells whether a backup has to be asked for: of what is off, it goes on by itself.
+/// Tells whether a backup has to be asked for: of what is off, it goes on by itself. The backlog of what runs is no
+/// measure: it is looked at now and then only.
 fn needs_asking(appliance: &ApplianceStatus) -> bool {
     let runs = matches!(appliance.state, InstanceState::Running | InstanceState::Paused);
-    runs && backlog(appliance) > 0 && appliance.operation.is_none()
+    runs && appliance.user_disk.is_some() && appliance.operation.is_none()
 }
 
-/// Finds those whose backup, once asked for, is done.
-async fn backed_up(
+/// Asks how the backups stand that were asked for.
+async fn states(
     client: &HostClient,
     asked: &BTreeMap<ApplianceName, Option<OperationId>>,
-) -> Result<BTreeSet<ApplianceName>> {
-    let mut ended = BTreeSet::new();
+) -> Result<BTreeMap<ApplianceName, OperationState>> {
+    let mut states = BTreeMap::new();
     for (name, operation) in asked {
-        let Some(id) = *operation else { continue };
-        if client.operation(id).await?.state == OperationState::Done {
-            ended.insert(name.clone());
+        if let Some(id) = *operation {
+            states.insert(name.clone(), client.operation(id).await?.state);
         }
     }
-    Ok(ended)
+    Ok(states)
 }
 
 fn backlog(appliance: &ApplianceStatus) -> u64 {
@@ -307,11 +309,10 @@ mod tests {
     }
 
     #[test]
-    fn only_what_runs_and_has_something_to_back_up_is_asked_to() {
+    fn only_what_runs_and_has_a_user_disk_is_asked_for_a_backup() {
         let asked = running();
         assert!(needs_asking(&asked));
-        let saved = UserDiskStatus::default();
-        assert!(!needs_asking(&ApplianceStatus { user_disk: Some(saved), ..asked.clone() }));
+        assert!(!needs_asking(&ApplianceStatus { user_disk: None, ..asked.clone() }));
         let off = InstanceState::Stopped;
         assert!(!needs_asking(&ApplianceStatus { state: off, ..asked.clone() }));
         let operation = Some(OperationId([7; 16]));

@@ -52,6 +52,9 @@ fn wrong_passwords_unknown_things_and_missing_rights_are_refused() {
     assert!(listed.len() == 1 && listed[0]["name"] == "tiny", "{listed:?}");
     as_admin(&world, &["appliance", "show", "nonesuch"], NOT_FOUND, &["nonesuch"]);
     as_admin(&world, &["grant", "add", "nonesuch", "staff"], NOT_FOUND, &["nonesuch"]);
+    as_admin(&world, &["appliance", "remove", "secret-thing"], INVALID, &["--yes"]);
+    world.stage.admin(&["appliance", "remove", "secret-thing", "--yes"]).unwrap();
+    as_admin(&world, &["appliance", "show", "secret-thing"], NOT_FOUND, &["secret-thing"]);
     assert_eq!(world.status("a")["state"], "off");
 }
 

@@ -65,7 +65,8 @@ async fn a_program_gives_its_output_and_its_code() {
 
 #[tokio::test]
 async fn a_program_that_is_not_there_is_told_from_what_the_agent_refuses() {
-    let refusals: [(fn(&str) -> Value, ErrorKind); 3] = [
+    type Reply = fn(&str) -> Value;
+    let refusals: [(Reply, ErrorKind); 3] = [
         (|_| json!({ "error": { "desc": "no (No such file or directory)" } }), ErrorKind::NotFound),
         (|_| json!({ "error": { "desc": "no (Permission denied)" } }), ErrorKind::Denied),
         (|_| json!({ "error": { "desc": "it has been disabled" } }), ErrorKind::Invalid),
