@@ -192,7 +192,7 @@ struct Ended(Child);
 impl Ended {
     fn start(command: &mut Command) -> Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
-        let child = command.stdout(Stdio::null()).process_group(0).spawn();
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn();
         Ok(Self(child.with_context(|| format!("{name} does not start"))?))
     }
 }
