@@ -73,7 +73,7 @@ const CHAPTERS: [(&str, &[&str]); 4] = [
         ],
     ),
     ("This computer", &["login", "logout", "join", "doctor", "cache"]),
-    ("Administration", &["appliance", "user", "group", "grant", "token"]),
+    ("Administration", &["appliance", "user", "group", "grant", "token", "audit"]),
     ("Daemons and the rest", &["host", "serve", "completion", "exit-codes", "help"]),
 ];
 

@@ -4,6 +4,7 @@
 //! daemon and says what came back. Nothing is decided here that a library could decide.
 
 mod appliance;
+mod audit;
 mod cache;
 mod completion;
 mod delete;
@@ -60,6 +61,7 @@ pub enum Verb {
     Group(group::Arguments),
     Grant(grant::Arguments),
     Token(token::Arguments),
+    Audit(audit::Arguments),
     Host(host::Arguments),
     Serve(serve::Arguments),
     Completion(completion::Arguments),
@@ -97,6 +99,7 @@ async fn dispatch(verb: Verb, context: &Context) -> Result<u8> {
         Verb::Group(arguments) => group::run(arguments, context).await.map(done),
         Verb::Grant(arguments) => grant::run(arguments, context).await.map(done),
         Verb::Token(arguments) => token::run(arguments, context).await.map(done),
+        Verb::Audit(arguments) => audit::run(arguments, context).await.map(done),
         Verb::Serve(arguments) => serve::run(arguments, context).await.map(done),
         Verb::Host(arguments) => host::run(arguments, context).await.map(done),
         Verb::Completion(arguments) => completion::run(&arguments, context).map(done),

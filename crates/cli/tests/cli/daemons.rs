@@ -160,6 +160,9 @@ fn a_server_is_administrated_on_its_own_socket() {
     missing("grant add tinny staff", "there is no appliance `tinny`");
     missing("appliance show tinny", "hint: `collective appliance list`");
     missing("appliance remove tinny --yes", "hint: `collective appliance list`");
+    missing("appliance publish x --built h-none --keys k --work-dir .", "appliance.json");
+    let audited = on("audit").objects();
+    assert!(audited.iter().any(|it| it["what"].to_string().contains("staff")), "{audited:?}");
     let behind = home.run(&["user", "list", "--server", "unix:s/admin.sock"]);
     assert_eq!(behind.code, 0, "{}", behind.stderr);
     let wrong = home.path().join("wrong");

@@ -64,6 +64,7 @@ fn without_a_server_every_verb_of_an_administrator_says_where_it_looked() {
         "token create",
         "token list",
         "token remove 1",
+        "audit",
         "appliance list",
         "appliance show debian",
         "appliance verify debian",

@@ -71,8 +71,10 @@ fn a_running_guest_is_backed_up_without_noticing() {
     assert_eq!(nothing.code, 127);
     let said = nothing.last()["stderr"].to_string();
     assert!(said.contains("there is no program `nosuchcmd` in tiny"), "{said}");
-    // What was published while it ran is what another computer gets.
-    world.stop("a");
+    // What was published while it ran is what another computer gets. A stop waits for the last of it.
+    world.stage.on("a", &["stop", "tiny"]).unwrap();
+    let status = world.status("a");
+    assert_eq!(status["user_disk"]["backlog_bytes"], 0, "{status}");
     world.computer("b");
     world.start("b");
     assert_eq!(world.read("b", "page"), "2");
