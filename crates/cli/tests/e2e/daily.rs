@@ -1,6 +1,9 @@
 //! The main job, with the small appliance: what the demo shows with Debian.
 
-use super::world::World;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+
+use super::world::{World, signal};
 
 #[test]
 fn a_person_finds_their_disk_on_the_next_computer_and_the_published_system_at_every_boot() {
@@ -94,4 +97,28 @@ fn a_reset_keeps_the_user_disk_and_a_delete_destroys_it() {
     world.stage.on("a", &["delete", "tiny", "--yes"]).unwrap();
     world.start("a");
     assert_eq!(world.read("a", "page"), "-");
+}
+
+#[test]
+fn a_start_that_is_cancelled_ends_as_one_that_was_interrupted() {
+    let mut world = World::new();
+    world.computer("a");
+    let mut child = Command::new(world.stage.command())
+        .arg("--host")
+        .arg(world.stage.host_socket("a"))
+        .args(["start", "tiny"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut hear = |said: &str| {
+        assert!(lines.any(|line| line.unwrap().contains(said)), "never said: {said}");
+    };
+    for said in ["start tiny", "Press Ctrl-C again"] {
+        hear(said);
+        signal(child.id(), "INT");
+    }
+    hear("is cancelled");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    world.wait_for("a", "off", |status| status["state"] == "off");
 }
