@@ -436,3 +436,22 @@ fn succeed(words: &[&str], outcome: &Outcome) -> Result<Value> {
 fn signal(pid: u32, name: &str) {
     let _ = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status();
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::Stage;
+
+    #[test]
+    fn the_directory_of_the_sockets_is_for_its_user_alone() {
+        let directory = std::env::temp_dir().join(format!("xtask-stage-{}", std::process::id()));
+        let runtime = directory.join("r");
+        std::fs::create_dir_all(&runtime).unwrap();
+        std::fs::set_permissions(&runtime, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Stage::set("collective".into(), directory.clone(), runtime.clone()).unwrap();
+        let mode = runtime.metadata().unwrap().permissions().mode();
+        std::fs::remove_dir_all(&directory).unwrap();
+        assert_eq!(mode & 0o777, 0o700);
+    }
+}
