@@ -221,7 +221,7 @@ fn bar(label: &str) -> ProgressBar {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{LINE_EVERY, Pace, Step, bar};
+    use super::{LINE_EVERY, Pace, Step, bar, style};
 
     fn step(stage: &str, done_bytes: u64, total_bytes: Option<u64>) -> Step {
         Step { stage: stage.to_owned(), done_bytes, total_bytes, ..Step::default() }
@@ -262,6 +262,10 @@ mod tests {
 
     #[test]
     fn the_bar_can_be_drawn() {
-        assert_eq!(bar("start debian").length(), Some(1000));
+        let bar = bar("start debian");
+        for share_is_known in [true, false] {
+            bar.set_style(style(share_is_known));
+        }
+        assert_eq!(bar.length(), Some(1000));
     }
 }
