@@ -36,6 +36,7 @@ use tokio::task::JoinHandle;
 
 use crate::core::Core;
 use crate::instance::Command;
+use crate::paths::Paths;
 use crate::remote::Remote;
 use crate::session::Session;
 
@@ -80,7 +81,7 @@ impl HostOptions {
 pub struct Host {
     core: Arc<Core>,
     serving: JoinHandle<std::io::Result<()>>,
-    _lock: File,
+    _locks: [File; 2],
 }
 
 impl Host {
@@ -91,7 +92,14 @@ impl Host {
     pub async fn start(options: HostOptions) -> Result<Self> {
         record::make_directory(&options.dir)?;
         record::make_directory(&options.runtime_dir)?;
-        let lock = lock(&options.dir)?;
+        let paths = Paths { dir: options.dir.clone(), runtime: options.runtime_dir.clone() };
+        paths.check()?;
+        let locks = [
+            lock(&options.dir, "lock", "--dir")?,
+            // Nobody else's sessions are looked at.
+            lock(&options.runtime_dir, "host.lock", "--runtime-dir")?,
+        ];
+        refuse_if_served(&paths.socket())?;
         let core = Core::open(options).await?;
         record::make_directory(&core.paths.sessions())?;
         session::resume(&core);
@@ -104,7 +112,7 @@ impl Host {
         let serving = tokio::spawn(async move {
             axum::serve(listener, router).with_graceful_shutdown(stopped).await
         });
-        Ok(Self { core, serving, _lock: lock })
+        Ok(Self { core, serving, _locks: locks })
     }
 
     /// Returns where it listens.
@@ -143,9 +151,9 @@ impl Host {
     }
 }
 
-/// Makes sure that this is the only daemon of a directory.
-fn lock(dir: &Path) -> Result<File> {
-    let path = dir.join("lock");
+/// Makes sure that this is the only daemon of a directory, which `option` names.
+fn lock(dir: &Path, file: &str, option: &str) -> Result<File> {
+    let path = dir.join(file);
     let file = File::options()
         .create(true)
         .truncate(false)
@@ -157,20 +165,24 @@ fn lock(dir: &Path) -> Result<File> {
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let message = format!("another host daemon has the directory {}", dir.display());
             Err(Error::new(ErrorKind::Conflict, message)
-                .with_hint("stop it first, or give this one another --dir"))
+                .with_hint(format!("stop it first, or give this one another {option}")))
         }
         Err(error) => Err(std::io::Error::from(error))
             .or_io(|| format!("cannot lock the directory {}", dir.display())),
     }
 }
 
-fn listen(socket: &Path) -> Result<UnixListener> {
-    let failed = || format!("cannot listen on {}", socket.display());
+fn refuse_if_served(socket: &Path) -> Result<()> {
     if std::os::unix::net::UnixStream::connect(socket).is_ok() {
         let message = format!("another host daemon listens on {}", socket.display());
         return Err(Error::new(ErrorKind::Conflict, message)
             .with_hint("stop it first, or give this one another --runtime-dir"));
     }
+    Ok(())
+}
+
+fn listen(socket: &Path) -> Result<UnixListener> {
+    let failed = || format!("cannot listen on {}", socket.display());
     record::remove(socket)?;
     let listener = UnixListener::bind(socket).or_io(failed)?;
     let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o600);

@@ -4,7 +4,7 @@
 //! <dir>/lock  host.json  host.key  cache/  replicas/<repository>/
 //!       users/<user>/account.json  profile.json
 //!       users/<user>/<appliance>/instance.json  subscription.json  layers/  kept/  serial.log
-//! <runtime>/host.sock  sessions/<user>.json  m/<8 hex>/{qmp,agent,vnc,nbd}.sock  pid
+//! <runtime>/host.lock  host.sock  sessions/<user>.json  m/<8 hex>/{qmp,agent,vnc,nbd}.sock  pid
 //! ```
 
 use std::path::{Path, PathBuf};

@@ -102,6 +102,22 @@ async fn a_second_daemon_on_one_directory_is_refused() {
 }
 
 #[tokio::test]
+async fn a_second_daemon_on_one_runtime_directory_touches_nothing_of_the_first() {
+    let server = Directories::new(tempfile::tempdir().unwrap().path());
+    let computer = Computer::new("attic", &server, &UserSecret::generate());
+    let (host, client) = computer.daemon().await;
+    let other = computer.directory.path().join("other");
+    let error = Host::start(HostOptions { dir: other.clone(), ..computer.options() }).await;
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    assert!(error.hint().unwrap().contains("--runtime-dir"), "{error}");
+    // Sessions are looked at by a daemon that has opened its cache.
+    assert!(!other.join("cache").exists());
+    assert_eq!(client.host().await.unwrap().sessions[0].user, ann());
+    host.shutdown().await.unwrap();
+}
+
+#[tokio::test]
 async fn what_is_unknown_or_does_not_run_is_named() {
     let server = Directories::new(tempfile::tempdir().unwrap().path());
     let computer = Computer::new("attic", &server, &UserSecret::generate());
