@@ -80,6 +80,9 @@ impl Operation {
 pub struct StartResult {
     /// The version that runs.
     pub version: Version,
+    /// Whether it ran before it was asked for.
+    #[serde(default)]
+    pub ran_already: bool,
     /// Seconds from the request until the guest's agent answered; none if it has no agent.
     pub boot_seconds: Option<f64>,
     /// The share of the system disk that is here, from 0 to 1.

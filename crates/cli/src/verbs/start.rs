@@ -55,6 +55,9 @@ pub fn say(context: &Context, appliance: &ApplianceName, operation: &Operation) 
 }
 
 fn sentence(appliance: &ApplianceName, result: &StartResult) -> String {
+    if result.ran_already {
+        return format!("{appliance} {} runs already", result.version);
+    }
     let boot = result.boot_seconds.map_or_else(String::new, |seconds| {
         let took = std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default();
         format!(" after {}", text::duration(took))
@@ -80,6 +83,7 @@ mod tests {
     fn a_start_says_version_time_and_what_was_fetched() {
         let cold = StartResult {
             version: Version::FIRST,
+            ran_already: false,
             boot_seconds: Some(24.3),
             fetched_share: 0.061,
             fetched_bytes: 38_000_000,
@@ -94,5 +98,7 @@ mod tests {
             sentence(&debian, &warm),
             "debian 1 is running after 24 s; nothing had to be fetched"
         );
+        let again = StartResult { ran_already: true, ..cold };
+        assert_eq!(sentence(&debian, &again), "debian 1 runs already");
     }
 }

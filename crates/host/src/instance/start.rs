@@ -65,7 +65,7 @@ impl Owner {
                 Err(Error::new(ErrorKind::Conflict, message)
                     .with_hint(format!("stop it first: `collective stop {}`", self.appliance)))
             }
-            _ => Ok(self.start_result()),
+            _ => Ok(self.start_result().map(|result| StartResult { ran_already: true, ..result })),
         }
     }
 
@@ -329,6 +329,7 @@ impl Owner {
         let run = self.record.run.as_ref()?;
         Some(StartResult {
             version: run.version,
+            ran_already: false,
             boot_seconds: self.record.boot_ms.map(|ms| ms as f64 / 1000.0),
             fetched_share: self.fetched_now().share,
             fetched_bytes: 0,
