@@ -70,14 +70,17 @@ impl From<Failure> for Error {
 #[must_use]
 pub fn of_response(status: u16, body: &[u8]) -> Error {
     if let Ok(body) = serde_json::from_slice::<ErrorBody>(body) {
-        return body.error.into();
+        return Error::from(body.error).as_answer();
     }
     let text = String::from_utf8_lossy(body);
     let quoted: String = text.chars().take(QUOTED_SIGNS).collect();
-    Error::new(
+    let error = Error::new(
         ErrorKind::of_http_status(status),
         format!("answered with status {status}: {}", quoted.trim()),
-    )
+    );
+    // A proxy says so of a server that it cannot reach.
+    let is_away = status >= 500 || status == 408;
+    if is_away { error } else { error.as_answer() }
 }
 
 #[cfg(test)]
@@ -101,5 +104,17 @@ mod tests {
         let error = of_response(504, b"<html>gateway</html>");
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert!(error.to_string().contains("gateway"), "{error}");
+    }
+
+    #[test]
+    fn a_server_that_refuses_is_told_from_a_proxy_that_cannot_reach_it() {
+        let busy = Error::new(ErrorKind::Unavailable, "too many wrong passwords");
+        let body = serde_json::to_vec(&ErrorBody { error: Failure::from(&busy) }).unwrap();
+        assert!(of_response(503, &body).is_answer());
+        assert!(of_response(503, &body).context("cannot log in").is_answer());
+        assert!(of_response(429, b"slow down").is_answer());
+        for status in [408, 500, 502, 503, 504] {
+            assert!(!of_response(status, b"<html>").is_answer(), "{status}");
+        }
     }
 }

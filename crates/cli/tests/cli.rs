@@ -10,5 +10,7 @@ mod daemons;
 mod help;
 #[path = "cli/mistakes.rs"]
 mod mistakes;
+#[path = "cli/passwords.rs"]
+mod passwords;
 #[path = "cli/runner.rs"]
 mod runner;

@@ -17,7 +17,7 @@ use collective_repository::backend::Backend;
 use collective_repository::{Descriptor, Kind, Repository, Trust};
 use collective_vm::accelerator::{self, Probed};
 use collective_vm::qemu::Qemu;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +30,7 @@ use crate::record;
 use crate::remote::Profile;
 use crate::renewal::{Holder, Renewals};
 use crate::replica::Replica;
-use crate::session::{Session, Sessions};
+use crate::session::{Guesses, Session, Sessions};
 use crate::settings::SettingsStore;
 
 /// How long a list waits for the server before the copy here is shown.
@@ -51,6 +51,10 @@ pub(crate) struct Core {
     pub(crate) settings: SettingsStore,
     pub(crate) cache: Cache,
     pub(crate) sessions: Sessions,
+    /// Wrong passwords where no server answers.
+    pub(crate) guesses: Guesses,
+    /// Whether the server answered the last log-in; none before the first.
+    heard: watch::Sender<Option<bool>>,
     /// What became of attempts to renew certificates.
     pub(crate) renewals: Renewals,
     pub(crate) operations: Operations,
@@ -80,6 +84,8 @@ impl Core {
             settings,
             cache,
             sessions: Sessions::new(),
+            guesses: Guesses::default(),
+            heard: watch::Sender::new(None),
             renewals: Renewals::new(),
             operations: Operations::new(),
             instances: Instances::new(),
@@ -93,7 +99,12 @@ impl Core {
         let settings = self.settings.get();
         let sessions: Vec<_> =
             self.sessions.all().iter().map(|session| self.shown(session)).collect();
-        let reachable = sessions.iter().any(|session| session.online);
+        let heard = *self.heard.borrow();
+        let reachable = match sessions.as_slice() {
+            [] => heard == Some(true),
+            sessions => sessions.iter().any(|session| session.online),
+        };
+        let asked = heard.is_some() || !sessions.is_empty();
         HostStatus {
             certificate: settings
                 .server
@@ -110,6 +121,7 @@ impl Core {
                     .fingerprint()
                     .map_or_else(|_| String::new(), |it| it.to_string()),
                 reachable,
+                asked,
             }),
             sessions,
             cache: self.cache_status(),
@@ -119,6 +131,12 @@ impl Core {
             }),
             publish_minutes: self.options.publish_minutes,
         }
+    }
+
+    /// Remembers whether the server answered somebody who has no session.
+    pub(crate) fn heard<T>(&self, answer: &Result<T>) {
+        let answered = answer.as_ref().map_or_else(Error::is_answer, |_| true);
+        self.heard.send_replace(Some(answered));
     }
 
     pub(crate) fn cache_status(&self) -> CacheStatus {

@@ -4,6 +4,7 @@
 //! killed goes on backing up; logging out removes it, and so does the computer's restart. How a password becomes a session is
 //! in `login`.
 
+mod guesses;
 mod link;
 mod login;
 
@@ -18,6 +19,7 @@ use collective_model::{Error, ErrorKind, RepositoryId, Result, Timestamp, UserNa
 use collective_repository::RepositorySecret;
 use tokio::sync::watch;
 
+pub(crate) use guesses::Guesses;
 pub(crate) use link::Link;
 pub(crate) use login::{
     SetAside, contact, join, login, logout, renew_host, renew_session, resume, tell_instances,
@@ -64,7 +66,8 @@ impl Session {
 
     /// Remembers whether the server answered.
     pub(crate) fn saw_server<T>(&self, answer: &Result<T>) {
-        let away = answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable);
+        // One that shows another authority is not our server.
+        let away = answer.as_ref().is_err_and(|error| !error.is_answer());
         self.online.store(!away, Ordering::Relaxed);
     }
 

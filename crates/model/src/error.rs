@@ -84,12 +84,14 @@ struct Parts {
     message: String,
     hint: Option<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    is_answer: bool,
 }
 
 impl Error {
     /// Makes an error; `message` names the thing and does not repeat a cause.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Box::new(Parts { kind, message: message.into(), hint: None, source: None }))
+        let message = message.into();
+        Self(Box::new(Parts { kind, message, hint: None, source: None, is_answer: false }))
     }
 
     /// Adds one line that says what to do next.
@@ -109,10 +111,24 @@ impl Error {
     /// Puts `message` in front: this error becomes the cause, its kind and hint stay.
     #[must_use]
     pub fn context(self, message: impl Into<String>) -> Self {
-        let (kind, hint) = (self.kind(), self.0.hint.clone());
+        let (kind, hint, is_answer) = (self.kind(), self.0.hint.clone(), self.is_answer());
         let mut outer = Self::new(kind, message).with_source(self);
+        outer.0.is_answer = is_answer;
         outer.0.hint = hint;
         outer
+    }
+
+    /// Marks it as what the other side answered: whatever the kind, that side is there.
+    #[must_use]
+    pub fn as_answer(mut self) -> Self {
+        self.0.is_answer = true;
+        self
+    }
+
+    /// Tells whether the other side answered so; else nobody did.
+    #[must_use]
+    pub fn is_answer(&self) -> bool {
+        self.0.is_answer
     }
 
     /// Returns what the caller can do about it.

@@ -52,6 +52,10 @@ pub struct LoginRequest {
     pub user: UserName,
     /// With which password.
     pub password: Zeroizing<String>,
+    /// The server, where the host has none yet: it is tied to this one if the log-in succeeds, and not otherwise. With a
+    /// token it is tied at once, because the token is spent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<JoinRequest>,
 }
 
 impl fmt::Debug for LoginRequest {

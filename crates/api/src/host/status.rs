@@ -40,6 +40,9 @@ pub struct ServerStatus {
     pub fingerprint: String,
     /// Whether it answered when it was last asked.
     pub reachable: bool,
+    /// Whether it was asked since the daemon started.
+    #[serde(default)]
+    pub asked: bool,
 }
 
 /// A person who is logged in.

@@ -186,6 +186,9 @@ fn about_host(host: &HostStatus) -> Vec<Finding> {
     }
     findings.push(match &host.server {
         None => warning("server", "none yet".to_owned(), "`collective join URL`"),
+        Some(server) if !server.asked => {
+            warning("server", format!("{} not asked yet", server.url), "`collective login USER`")
+        }
         Some(server) if server.reachable => ok("server", format!("{} answers", server.url)),
         Some(server) => {
             let message = format!("{} cannot be reached", server.url);
@@ -290,6 +293,7 @@ mod tests {
             url: "https://server:7443".to_owned(),
             fingerprint: String::new(),
             reachable: false,
+            asked: true,
         };
         assert_eq!(level(&host(Some(away.clone()))), Level::Failed);
         assert_eq!(level(&host(Some(ServerStatus { reachable: true, ..away }))), Level::Ok);

@@ -55,6 +55,16 @@ pub async fn join(
     url: &str,
     trust: &Trust,
 ) -> Result<HostStatus> {
+    client.join(&request(context, client, url, trust).await?).await
+}
+
+/// Finds out what ties a host to the server at `url`.
+pub async fn request(
+    context: &Context,
+    client: &HostClient,
+    url: &str,
+    trust: &Trust,
+) -> Result<JoinRequest> {
     let token = trust
         .token_file
         .as_ref()
@@ -65,7 +75,7 @@ pub async fn join(
         None => own_name()?,
     };
     let fingerprint = accepted(context, client, url, trust.fingerprint.as_deref()).await?;
-    client.join(&JoinRequest { url: url.to_owned(), fingerprint, token, name }).await
+    Ok(JoinRequest { url: url.to_owned(), fingerprint, token, name })
 }
 
 /// Shows the fingerprint of the server and asks, unless it was given.
@@ -79,9 +89,15 @@ async fn accepted(
         return Ok(given.to_owned());
     }
     let contact = client.contact(&ContactRequest { url: url.to_owned() }).await?;
+    let known = client.host().await?.server.filter(|server| server.url == contact.url);
+    let is_known = match known {
+        Some(server) if server.fingerprint == contact.fingerprint => return Ok(contact.fingerprint),
+        Some(_) => "is known here, and shows another fingerprint than before",
+        None => "is not known here yet",
+    };
     let question = format!(
-        "The server at {url} is not known here yet. Its fingerprint is\n  {}\nIs that the one \
-         that its administrator told you?",
+        "The server at {url} {is_known}. Its fingerprint is\n  {}\nIs that the one that its \
+         administrator told you?",
         contact.fingerprint
     );
     context.prompt.confirm_with(&question, "give the right one with --fingerprint")?;

@@ -31,6 +31,7 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments, context: &Context) -> Result<()> {
     let client = context.host()?;
     let host = client.host().await?;
+    let mut first = None;
     match (&host.server, &arguments.url) {
         (None, None) => {
             return Err(Error::new(
@@ -40,7 +41,8 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<()> {
             .with_hint("say which with --url, or run `collective join URL` once"));
         }
         (None, Some(url)) => {
-            join::join(context, &client, url, &arguments.trust).await?;
+            // The computer is tied to it only if the log-in succeeds.
+            first = Some(join::request(context, &client, url, &arguments.trust).await?);
         }
         (Some(server), Some(url))
             if server.url.trim_end_matches('/') != url.trim_end_matches('/') =>
@@ -51,7 +53,8 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<()> {
         (Some(_), _) => {}
     }
     let password = context.prompt.secret(arguments.password_file.as_ref(), "password")?;
-    let session = client.login(&LoginRequest { user: arguments.user, password }).await?;
+    let session =
+        client.login(&LoginRequest { user: arguments.user, password, join: first }).await?;
     context.output.say("session", &session, || match session.online {
         true => format!("{} is logged in", session.user),
         false => format!(

@@ -161,7 +161,11 @@ fn about_host(host: &HostStatus) -> String {
         Some(server) => format!(
             "server   {}, {}",
             server.url,
-            if server.reachable { "answers" } else { "cannot be reached" }
+            match (server.reachable, server.asked) {
+                (true, _) => "answers",
+                (false, true) => "cannot be reached",
+                (false, false) => "not asked yet",
+            }
         ),
     });
     lines.push(match host.sessions.as_slice() {

@@ -8,13 +8,13 @@ use serde_json::Value;
 use crate::runner::Home;
 
 /// A daemon that has said that it is ready; killed when dropped.
-struct Daemon {
+pub struct Daemon {
     child: Child,
-    facts: Value,
+    pub facts: Value,
 }
 
 impl Daemon {
-    fn start(home: &Home, arguments: &[&str]) -> Self {
+    pub fn start(home: &Home, arguments: &[&str]) -> Self {
         let mut child =
             home.command(arguments).arg("--json").stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
@@ -24,7 +24,7 @@ impl Daemon {
     }
 
     /// Ends it as a service manager does, and returns its exit code.
-    fn stop(mut self) -> i32 {
+    pub fn stop(mut self) -> i32 {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
         self.child.wait().unwrap().code().unwrap()
@@ -39,7 +39,7 @@ impl Drop for Daemon {
     }
 }
 
-fn host(home: &Home) -> Daemon {
+pub fn host(home: &Home) -> Daemon {
     Daemon::start(home, &["host", "--dir", "h", "--runtime-dir", "r", "--ready-file", "ready"])
 }
 

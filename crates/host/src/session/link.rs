@@ -86,7 +86,7 @@ impl Link {
 
 fn explained(user: &UserName, life: Option<Life>, now: Timestamp, error: Error) -> Error {
     let over = life.is_some_and(|life| life.is_over(now));
-    if error.kind() != ErrorKind::Unavailable || !over {
+    if error.kind() != ErrorKind::Unavailable || error.is_answer() || !over {
         return error;
     }
     let message = format!("the log-in of `{user}` on this computer has ended");

@@ -1,5 +1,5 @@
-//! How a password becomes a session: at the server, or with the last password that worked here; and how the host is
-//! tied to a server.
+//! How a password becomes a session: at the server, or, if none answers, with the last password that worked here; and
+//! how the host is tied to a server.
 //!
 //! `account.json` keeps what a log-in without network needs: the device's key sealed under the password, its certificate and
 //! the wrapped secret of the user. The password itself is kept nowhere.
@@ -16,6 +16,7 @@ use collective_api::server;
 use collective_api::trust::{self, Fingerprint, ServerAddress};
 use collective_model::{Error, ErrorKind, Result, UserName};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::Session;
 use super::link::{AtServer, Link, Way};
@@ -54,6 +55,13 @@ pub(crate) async fn contact(url: &str) -> Result<Contact> {
 
 /// Ties the host to a server.
 pub(crate) async fn join(core: &Core, request: &JoinRequest) -> Result<()> {
+    let settings = joined(core, request).await;
+    core.heard(&settings);
+    core.settings.replace(settings?)
+}
+
+/// What the host is once it is tied to a server. Nothing is kept, but for what a token was spent on.
+async fn joined(core: &Core, request: &JoinRequest) -> Result<Settings> {
     let address: ServerAddress = request.url.parse()?;
     let before = core.settings.get();
     if before.server.as_ref().is_some_and(|server| server.address != address)
@@ -96,7 +104,7 @@ pub(crate) async fn join(core: &Core, request: &JoinRequest) -> Result<()> {
             settings.id = before.id;
         }
     }
-    core.settings.replace(settings)
+    Ok(settings)
 }
 
 fn keep_host(
@@ -154,9 +162,21 @@ fn read_text(path: &Path) -> Result<zeroize::Zeroizing<String>> {
 
 /// Logs a person in.
 pub(crate) async fn login(core: &Arc<Core>, request: &LoginRequest) -> Result<Arc<Session>> {
-    let settings = core.settings.get();
-    let kept = match online(core, settings.clone(), request).await {
-        Err(error) if error.kind() == ErrorKind::Unavailable => {
+    let settings = match &request.join {
+        Some(join) => {
+            let settings = joined(core, join).await?;
+            if join.token.is_some() {
+                core.settings.replace(settings.clone())?;
+            }
+            settings
+        }
+        None => core.settings.get(),
+    };
+    let kept = online(core, settings, request).await;
+    core.heard(&kept);
+    let kept = match kept {
+        // A server that answers decides, also when it only asks for patience.
+        Err(error) if error.kind() == ErrorKind::Unavailable && !error.is_answer() => {
             let kept = offline(core, request).await.transpose().unwrap_or(Err(error))?;
             tracing::info!("{} is logged in without the server", request.user);
             kept
@@ -199,8 +219,12 @@ async fn online(core: &Core, mut settings: Settings, request: &LoginRequest) -> 
         guest,
     };
     let reply = client.login(&wanted).await?;
-    if let (Some(host_key), Some(joined)) = (host_key, reply.host) {
+    let introduced = host_key.zip(reply.host);
+    let changed = introduced.is_some() || request.join.is_some();
+    if let Some((host_key, joined)) = introduced {
         keep_host(core, &mut settings, &host_key, joined)?;
+    }
+    if changed {
         core.settings.replace(settings)?;
     }
     let secret = reply.keybag.open(&keys)?;
@@ -224,9 +248,11 @@ async fn offline(core: &Core, request: &LoginRequest) -> Result<Option<Kept>> {
     let Some(account) = record::load::<Account>(&core.paths.account(&request.user))? else {
         return Ok(None);
     };
+    core.guesses.pay(&request.user, Instant::now())?;
     let keys = derive(request, &account.parameters).await?;
     let key = DeviceKey::unseal(&account.key, &keys.wrap)?;
     let secret = account.keybag.open(&keys)?;
+    core.guesses.right(&request.user);
     let key = key.to_pem()?.to_string();
     Ok(Some(Kept { secret, key, certificate: account.certificate, life: account.life }))
 }

@@ -99,7 +99,7 @@ async fn change_own(arguments: &Arguments, server: &ServerClient, context: &Cont
     server.change_password(&PasswordChange { parameters, proof, keybag, current }).await?;
     say_changed(user.clone(), None, context);
     // The host has dropped what the old password opens; a log-in with the new one is what replaces it.
-    let session = context.host()?.login(&LoginRequest { user, password }).await;
+    let session = context.host()?.login(&LoginRequest { user, password, join: None }).await;
     session
         .map(drop)
         .map_err(|error| error.context("the password is set, and logging in with it failed"))
