@@ -10,7 +10,9 @@
 use std::time::Duration;
 
 use collective_api::server::Lock;
-use collective_model::{Epoch, Error, ErrorKind, HostId, HostName, Result, Timestamp};
+use collective_model::{
+    ApplianceName, Epoch, Error, ErrorKind, HostId, HostName, Result, Timestamp,
+};
 
 /// How long a lock stays held without being renewed. Hosts renew it every third of that.
 pub const LEASE: Duration = Duration::from_secs(90);
@@ -29,6 +31,8 @@ pub struct LockState {
 pub struct Taker {
     pub host: HostId,
     pub host_name: HostName,
+    /// Whose user disk it is about.
+    pub appliance: ApplianceName,
 }
 
 /// Decides who holds the lock after a host asked for it.
@@ -42,7 +46,7 @@ pub fn take(state: &LockState, taker: &Taker, break_lock: bool, now: Timestamp) 
         }
         let clean = lock.backlog_bytes == Some(0) && now >= lock.expires;
         if !clean && !break_lock {
-            return Err(held_by_another(lock));
+            return Err(held_by_another(lock, &taker.appliance));
         }
     }
     Ok(Lock {
@@ -78,10 +82,14 @@ pub fn renew(
 pub fn check(state: &LockState, host: HostId, epoch: Epoch) -> Result<&Lock> {
     match &state.held {
         Some(lock) if lock.host == host && lock.epoch == epoch => Ok(lock),
-        Some(lock) => {
-            Err(lost(epoch, &format!("`{}` holds it with number {}", lock.host_name, lock.epoch)))
+        Some(lock) if lock.host == host => {
+            Err(lost(&format!("this computer began anew with the user disk at {}", lock.since)))
         }
-        None => Err(lost(epoch, "nobody holds it now")),
+        Some(lock) => {
+            let (taker, since) = (&lock.host_name, lock.since);
+            Err(lost(&format!("`{taker}` took the user disk from this computer at {since}")))
+        }
+        None => Err(lost("the user disk was taken from this computer, and is in use nowhere now")),
     }
 }
 
@@ -91,14 +99,14 @@ fn renewed(lock: &Lock, backlog_bytes: Option<u64>, now: Timestamp) -> Lock {
     Lock { seen: now, expires, backlog_bytes, ..lock.clone() }
 }
 
-fn held_by_another(lock: &Lock) -> Error {
+fn held_by_another(lock: &Lock, appliance: &ApplianceName) -> Error {
     let left = match lock.backlog_bytes {
         Some(0) => "had nothing left to back up".to_owned(),
         Some(bytes) => format!("had {} not backed up", collective_model::ByteCount(bytes)),
         None => "has not said what is not backed up".to_owned(),
     };
     let message = format!(
-        "it is in use at `{}` since {}; that host was last heard of at {} and {left}",
+        "`{appliance}` is in use at `{}` since {}; that host was last heard of at {} and {left}",
         lock.host_name, lock.since, lock.seen
     );
     Error::new(ErrorKind::Conflict, message).with_hint(format!(
@@ -107,9 +115,13 @@ fn held_by_another(lock: &Lock) -> Error {
     ))
 }
 
-fn lost(epoch: Epoch, now: &str) -> Error {
-    Error::new(ErrorKind::Conflict, format!("the lock with number {epoch} is over: {now}"))
-        .with_hint("changes that were made under it stay on this host, aside; nothing is published")
+fn lost(what: &str) -> Error {
+    let message = format!(
+        "{what}: changes that are not backed up, and what is written here until the next start, stay on this \
+         computer, aside, and are not published"
+    );
+    Error::new(ErrorKind::Conflict, message)
+        .with_hint("stop it here; the next start goes on with what is backed up")
 }
 
 #[cfg(test)]

@@ -88,6 +88,9 @@ async fn a_user_disk_survives_daemons_and_moves_between_hosts() {
 
     let (host, client) = attic.daemon().await;
     start(&client).await.unwrap();
+    let again = client.start(&name("tiny"), &StartRequest::default()).await.unwrap();
+    let again = client.finish(again, |_| ()).await.unwrap().result.unwrap();
+    assert_eq!(again["ran_already"], true);
     run(&client, "echo one > /home/note && sync").await;
     // The daemon goes while the guest runs; the next one finds it, and goes on backing up.
     host.shutdown().await.unwrap();

@@ -130,7 +130,9 @@ pub async fn unsubscribe(
     let mut transaction = state.database.begin().await?;
     let held = locked_state(&mut transaction, id, device).await?;
     if let Some(lock) = held.held.filter(|lock| lock.host != device.host.id) {
-        let message = format!("it is in use at `{}` since {}", lock.host_name, lock.since);
+        let appliance = appliance_of(&mut transaction, id).await?;
+        let message =
+            format!("`{appliance}` is in use at `{}` since {}", lock.host_name, lock.since);
         return Err(Error::new(ErrorKind::Conflict, message)
             .with_hint(format!("stop it at `{}` first", lock.host_name))
             .into());
@@ -156,7 +158,11 @@ pub async fn take_lock(
     let device = caller.device()?;
     let mut transaction = state.database.begin().await?;
     let before = locked_state(&mut transaction, id, device).await?;
-    let taker = Taker { host: device.host.id, host_name: device.host.name.clone() };
+    let taker = Taker {
+        host: device.host.id,
+        host_name: device.host.name.clone(),
+        appliance: appliance_of(&mut transaction, id).await?,
+    };
     let lock = lock::take(&before, &taker, request.break_lock, state.now())?;
     store_lock(&mut transaction, id, &lock).await?;
     if let Some(lost) = before.held.filter(|held| held.epoch != lock.epoch) {
@@ -220,6 +226,12 @@ async fn locked_state(
     );
     let rows = transaction.run(sql, &[text(&id), text(&device.user)]).await?;
     lock_state(rows.first().ok_or_else(|| super::absent("subscription", &id))?)
+}
+
+async fn appliance_of(transaction: &mut Transaction, id: SubscriptionId) -> Result<ApplianceName> {
+    let sql = "select appliance from subscriptions where id = $1";
+    let rows = transaction.run(sql, &[text(&id)]).await?;
+    rows.first().ok_or_else(|| super::absent("subscription", &id))?.parse(0)
 }
 
 /// As [`locked_state`], for the subscription whose user disk is in a repository.
