@@ -220,11 +220,14 @@ pub async fn changed(address: &ServerAddress, pinned: &Anchor) -> Option<Error> 
         return None;
     }
     let message = format!(
-        "the certificate of the server {address} changed: known is {known}, and it shows {shown}"
+        "the authority of the server {address} changed: known is {known}, and it shows {shown}"
     );
-    Some(Error::new(ErrorKind::Denied, message).with_hint(
-        "somebody may be in between; if the server was set up anew, ask its administrator and log in with --fingerprint",
-    ))
+    let hint = format!(
+        "somebody may be in between; if its administrator says that it was set up anew, run `collective join {}` and \
+         log in again",
+        address.base()
+    );
+    Some(Error::new(ErrorKind::Denied, message).with_hint(hint))
 }
 
 /// Tells whether a request failed because the server's certificate was refused, and not because nobody answered: only

@@ -8,9 +8,9 @@
 mod daemons;
 #[path = "cli/help.rs"]
 mod help;
+#[path = "cli/logins.rs"]
+mod logins;
 #[path = "cli/mistakes.rs"]
 mod mistakes;
-#[path = "cli/passwords.rs"]
-mod passwords;
 #[path = "cli/runner.rs"]
 mod runner;

@@ -194,7 +194,13 @@ impl Core {
     /// What a user may start; nothing is known of one who is not logged in.
     async fn profile_of(&self, session: Option<&Session>) -> Result<Profile> {
         match session {
-            Some(session) => self.profile(session).await,
+            Some(session) => match self.profile(session).await {
+                // The session says why; what is here is here all the same.
+                Err(error) if error.kind() == ErrorKind::Denied => {
+                    Ok(record::load(&self.paths.profile(&session.user))?.unwrap_or_default())
+                }
+                profile => profile,
+            },
             None => Ok(Profile::default()),
         }
     }

@@ -13,6 +13,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use collective_api::failure::Failure;
 use collective_api::host::{CertificateStatus, Session as Shown};
 use collective_api::keybag::UserSecret;
 use collective_model::{Error, ErrorKind, RepositoryId, Result, Timestamp, UserName};
@@ -35,6 +36,8 @@ pub(crate) struct Session {
     secret: UserSecret,
     link: Option<Arc<Link>>,
     online: AtomicBool,
+    /// Why the server refuses this log-in, if it does.
+    problem: watch::Sender<Option<Failure>>,
     since: Timestamp,
 }
 
@@ -51,7 +54,8 @@ impl Session {
         remote: Arc<dyn Remote>,
         link: Option<Arc<Link>>,
     ) -> Self {
-        Self { user, remote, secret, link, online: AtomicBool::new(false), since: now() }
+        let (online, problem) = (AtomicBool::new(false), watch::Sender::new(None));
+        Self { user, remote, secret, link, online, problem, since: now() }
     }
 
     /// Returns the secret of one of the user's private repositories.
@@ -69,6 +73,20 @@ impl Session {
         // One that shows another authority is not our server.
         let away = answer.as_ref().is_err_and(|error| !error.is_answer());
         self.online.store(!away, Ordering::Relaxed);
+        match answer {
+            Err(error) if error.kind() == ErrorKind::Denied => {
+                self.problem.send_replace(Some(Failure::from(error)));
+            }
+            // One that nobody answers is as it was.
+            Err(error) if error.kind() == ErrorKind::Unavailable => {}
+            _ => drop(self.problem.send_replace(None)),
+        }
+    }
+
+    /// Tells whether nothing can be backed up before another log-in.
+    pub(crate) fn is_ended(&self, now: Timestamp) -> bool {
+        let life = self.link().and_then(|link| link.way().life);
+        self.problem.borrow().is_some() || life.is_some_and(|life| life.is_over(now))
     }
 
     pub(crate) fn is_online(&self) -> bool {
@@ -77,7 +95,7 @@ impl Session {
 
     pub(crate) fn shown(&self, certificate: Option<CertificateStatus>) -> Shown {
         let (user, online, since) = (self.user.clone(), self.is_online(), self.since);
-        Shown { user, online, since, certificate }
+        Shown { user, online, since, certificate, problem: self.problem.borrow().clone() }
     }
 }
 

@@ -5,6 +5,8 @@ use collective_model::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::failure::Failure;
+
 /// The host itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostStatus {
@@ -57,6 +59,9 @@ pub struct Session {
     /// What the server knows the log-in by; it is renewed while the server can be reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<CertificateStatus>,
+    /// Why the server takes this log-in no more, and what to do; what is here is shown all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Failure>,
 }
 
 /// How long a certificate is good.

@@ -364,7 +364,7 @@ impl ServerClient {
     }
 
     /// Says why the server could not be reached; a changed certificate is told from an absent server.
-    async fn explain(&self, cause: reqwest::Error) -> Error {
+    pub async fn explain(&self, cause: reqwest::Error) -> Error {
         if let Some((address, anchor)) = self.pinned.as_deref()
             && trust::is_refusal(&cause)
             && let Some(changed) = trust::changed(address, anchor).await

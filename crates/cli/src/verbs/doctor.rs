@@ -101,6 +101,8 @@ fn failed(check: &'static str, error: &Error) -> Finding {
 /// Looks at the daemon, and through it at the server.
 async fn daemon(context: &Context) -> Result<Vec<Finding>> {
     let client = context.host()?;
+    // The daemon asks the server for this one, and knows then how it stands.
+    drop(client.appliances().await);
     let host = client.host().await?;
     let mut findings = about_host(&host);
     findings.extend(certificates(&host, now()));
@@ -184,11 +186,18 @@ fn about_host(host: &HostStatus) -> Vec<Finding> {
             format!("release {}, but this command is {}", host.release, env!("CARGO_PKG_VERSION"));
         findings.push(warning("release", text, "restart the daemon; appliances go on running"));
     }
+    let problem = host.sessions.iter().find_map(|session| session.problem.clone());
     findings.push(match &host.server {
         None => warning("server", "none yet".to_owned(), "`collective join URL`"),
         Some(server) if !server.asked => {
             warning("server", format!("{} not asked yet", server.url), "`collective login USER`")
         }
+        Some(server) if !server.reachable && problem.is_some() => Finding {
+            check: "server",
+            level: Level::Failed,
+            text: format!("{} is not trusted", server.url),
+            hint: Some("see the log-in".to_owned()),
+        },
         Some(server) if server.reachable => ok("server", format!("{} answers", server.url)),
         Some(server) => {
             let message = format!("{} cannot be reached", server.url);
@@ -200,9 +209,10 @@ fn about_host(host: &HostStatus) -> Vec<Finding> {
             )
         }
     });
-    findings.push(match host.sessions.as_slice() {
-        [] => warning("log-in", "nobody is logged in".to_owned(), "`collective login USER`"),
-        sessions => {
+    findings.push(match (host.sessions.as_slice(), problem) {
+        (_, Some(problem)) => failed("log-in", &problem.into()),
+        ([], _) => warning("log-in", "nobody is logged in".to_owned(), "`collective login USER`"),
+        (sessions, None) => {
             let names: Vec<String> =
                 sessions.iter().map(|session| session.user.to_string()).collect();
             ok("log-in", names.join(", "))
@@ -335,8 +345,13 @@ mod tests {
         let lines = |problem: Option<&str>, now: i64| {
             let user = "ann".parse().unwrap();
             let certificate = Some(certificate(problem));
-            let session =
-                Session { user, online: true, since: day(0), certificate: certificate.clone() };
+            let session = Session {
+                user,
+                online: true,
+                since: day(0),
+                certificate: certificate.clone(),
+                problem: None,
+            };
             let host = HostStatus { certificate, sessions: vec![session], ..host(None) };
             let found = certificates(&host, day(now));
             found.iter().map(super::Finding::lines).collect::<Vec<_>>().join("\n")

@@ -13,12 +13,18 @@ use crate::table::{draw, figures, words};
 pub struct Arguments {}
 
 pub async fn run(Arguments {}: Arguments, context: &Context) -> Result<()> {
-    let appliances = context.host()?.appliances().await?;
+    let client = context.host()?;
+    let appliances = client.appliances().await?;
     for appliance in &appliances {
         context.output.object("appliance", appliance);
     }
     if !context.output.is_json() {
         context.output.text(&table(&appliances));
+        for session in client.host().await?.sessions {
+            let Some(problem) = session.problem else { continue };
+            let hint = problem.hint.map_or_else(String::new, |hint| format!("\nhint: {hint}"));
+            context.output.note(&format!("{}: {}{hint}", session.user, problem.message));
+        }
     }
     Ok(())
 }

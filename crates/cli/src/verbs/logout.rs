@@ -68,6 +68,7 @@ mod tests {
             online: true,
             since: Timestamp(0),
             certificate: None,
+            problem: None,
         };
         assert_eq!(only(&[session("ann")]).unwrap().as_str(), "ann");
         assert_eq!(only(&[]).unwrap_err().kind(), ErrorKind::Denied);

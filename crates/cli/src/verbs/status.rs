@@ -55,9 +55,11 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<u8> {
 }
 
 async fn overview(context: &Context, client: &HostClient) -> Result<()> {
+    // First what asks the server, so that the host knows how it stands.
+    let appliances = client.appliances().await;
     let host = client.host().await?;
     let operations = client.operations().await?;
-    let appliances = match client.appliances().await {
+    let appliances = match appliances {
         // What runs is shown even so, where it is clear whose it is.
         Err(error) if host.sessions.is_empty() && error.kind() == ErrorKind::Denied => Vec::new(),
         appliances => appliances?,
@@ -163,6 +165,7 @@ fn about_host(host: &HostStatus) -> String {
             server.url,
             match (server.reachable, server.asked) {
                 (true, _) => "answers",
+                (false, true) if is_refused(host) => "is not trusted",
                 (false, true) => "cannot be reached",
                 (false, false) => "not asked yet",
             }
@@ -186,6 +189,12 @@ fn about_host(host: &HostStatus) -> String {
             format!("people   {}", people.join(", "))
         }
     });
+    lines.extend(host.sessions.iter().filter_map(|session| {
+        let (user, problem) = (&session.user, session.problem.as_ref()?);
+        let hint = problem.hint.as_ref().map(|hint| format!("\n         {}", text::plain(hint)));
+        let why = text::plain(&problem.message);
+        Some(format!("log-in   {user}: {why}{}", hint.unwrap_or_default()))
+    }));
     lines.push(format!(
         "cache    {} of {}, {} fetched so far",
         ByteCount(host.cache.used_bytes),
@@ -196,6 +205,11 @@ fn about_host(host: &HostStatus) -> String {
         lines.push(format!("runs on  {}: {}", accelerator.name, accelerator.why));
     }
     lines.join("\n")
+}
+
+/// Tells whether it is the host that does not want to speak with the server.
+fn is_refused(host: &HostStatus) -> bool {
+    host.sessions.iter().any(|session| session.problem.is_some())
 }
 
 fn work(operations: &[&Operation]) -> String {

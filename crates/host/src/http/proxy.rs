@@ -42,7 +42,6 @@ pub(super) async fn pass_on(
     let url = format!("{}/{path}{query}", base.trim_end_matches('/'));
     let mut headers = passed_on(&parts.headers);
     headers.remove(USER_HEADER);
-    let unreachable = || format!("cannot reach the server at {base}");
     let aside = match changes_password(&parts.method, &path, &session.user) {
         Some(user) => Some(SetAside::new(&core, &user)?),
         None => None,
@@ -66,7 +65,11 @@ pub(super) async fn pass_on(
             aside.put_back(&core)?;
         }
     }
-    let answer = link.explain(answer.or_error(ErrorKind::Unavailable, unreachable))?;
+    let answer = match answer {
+        Err(cause) => Err(way.client.explain(cause).await),
+        Ok(answer) => Ok(answer),
+    };
+    let answer = link.explain(answer)?;
     let mut response = Response::builder().status(answer.status());
     if let Some(headers) = response.headers_mut() {
         *headers = passed_on(answer.headers());

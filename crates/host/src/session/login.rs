@@ -374,7 +374,7 @@ pub(crate) async fn renew_session(core: &Core, session: &Arc<Session>, link: &Li
 
 /// Ends a session.
 pub(crate) async fn logout(core: &Arc<Core>, request: &LogoutRequest) -> Result<()> {
-    core.sessions.find(Some(&request.user))?;
+    let session = core.sessions.find(Some(&request.user))?;
     for instance in core.instances.of_user(&request.user) {
         let status = instance.status();
         if status.state != collective_api::host::InstanceState::Stopped {
@@ -383,7 +383,7 @@ pub(crate) async fn logout(core: &Arc<Core>, request: &LogoutRequest) -> Result<
                 .with_hint(format!("stop it first: `collective stop {}`", status.name)));
         }
         let backlog = status.user_disk.map_or(0, |disk| disk.backlog_bytes);
-        if backlog > 0 && !request.force {
+        if backlog > 0 && !request.force && !waits_in_vain(core, &session).await {
             let message = format!("`{}` has changes that are not backed up yet", status.name);
             return Err(Error::new(ErrorKind::Conflict, message)
                 .with_hint("wait, or log out with --force: they stay here until the next log-in"));
@@ -393,6 +393,13 @@ pub(crate) async fn logout(core: &Arc<Core>, request: &LogoutRequest) -> Result<
     record::remove(&core.paths.session(&request.user))?;
     core.sessions.remove(&request.user);
     Ok(())
+}
+
+/// Tells whether the server takes no backups of a session any more: what is left stays here.
+async fn waits_in_vain(core: &Core, session: &Session) -> bool {
+    // What came of it is kept in the session.
+    drop(core.profile(session).await);
+    session.is_ended(now())
 }
 
 /// Tells a user's instances that there is a session again.

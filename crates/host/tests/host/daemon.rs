@@ -4,10 +4,11 @@ use std::fs;
 use std::sync::Arc;
 
 use collective_api::HostClient;
-use collective_api::host::{ExecRequest, StartRequest};
+use collective_api::host::{ExecRequest, LogoutRequest, StartRequest};
 use collective_api::keybag::UserSecret;
 use collective_host::{Host, HostOptions};
-use collective_model::{ApplianceName, ErrorKind, UserName};
+use collective_model::{ApplianceName, ErrorKind, RepositoryId, UserName};
+use collective_repository::{Descriptor, Kind, SigningKey};
 use collective_vm::process::{Identity, Process};
 
 use crate::directories::{Directories, Seat};
@@ -114,6 +115,39 @@ async fn a_second_daemon_on_one_runtime_directory_touches_nothing_of_the_first()
     // Sessions are looked at by a daemon that has opened its cache.
     assert!(!other.join("cache").exists());
     assert_eq!(client.host().await.unwrap().sessions[0].user, ann());
+    host.shutdown().await.unwrap();
+}
+
+/// A server where everybody may start one appliance.
+fn server_with(appliance: &str) -> Arc<Directories> {
+    let server = Directories::new(tempfile::tempdir().unwrap().path());
+    let publisher = SigningKey::generate().publisher();
+    let descriptor = Descriptor::public(RepositoryId([7; 16]), Kind::Appliance, publisher);
+    server.entitle(&name(appliance), descriptor);
+    server
+}
+
+#[tokio::test]
+async fn a_log_in_that_the_server_ended_hides_nothing_and_can_be_left() {
+    let (ended, well) = (server_with("tiny"), server_with("debian"));
+    let computer = Computer::new("attic", &ended, &UserSecret::generate());
+    let (host, client) = computer.daemon().await;
+    let bob: UserName = "bob".parse().unwrap();
+    let seat = Seat { host: "attic".to_owned(), server: well };
+    host.admit(&bob, UserSecret::generate(), Arc::new(seat));
+    let listed = async || -> Vec<String> {
+        let list = client.appliances().await.unwrap();
+        list.into_iter().map(|status| format!("{} {}", status.user, status.name)).collect()
+    };
+    let both = ["ann tiny", "bob debian"];
+    assert_eq!(listed().await, both);
+    assert!(client.host().await.unwrap().sessions[0].problem.is_none());
+    ended.refuse();
+    assert_eq!(listed().await, both);
+    let problem = client.host().await.unwrap().sessions[0].problem.clone().unwrap();
+    assert_eq!((problem.kind, problem.hint.as_deref()), (ErrorKind::Denied, Some("log in")));
+    client.logout(&LogoutRequest { user: ann(), force: false }).await.unwrap();
+    assert_eq!(listed().await, both[1..]);
     host.shutdown().await.unwrap();
 }
 

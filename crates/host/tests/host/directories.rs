@@ -24,6 +24,8 @@ struct State {
     /// Who holds the only lock, and the epoch it got.
     lock: Option<(String, Epoch)>,
     epochs: u64,
+    /// Whether the log-ins are ended.
+    refuses: bool,
 }
 
 impl Directories {
@@ -35,6 +37,11 @@ impl Directories {
     pub fn entitle(&self, name: &ApplianceName, descriptor: Descriptor) {
         let entry = Entitled { name: name.clone(), descriptor, latest: None };
         self.state.lock().unwrap().profile.appliances.push(entry);
+    }
+
+    /// Ends every log-in.
+    pub fn refuse(&self) {
+        self.state.lock().unwrap().refuses = true;
     }
 
     pub fn lock_holder(&self) -> Option<String> {
@@ -66,7 +73,11 @@ impl Seat {
 #[async_trait]
 impl Remote for Seat {
     async fn profile(&self) -> Result<Profile> {
-        Ok(self.server.state.lock().unwrap().profile.clone())
+        let state = self.server.state.lock().unwrap();
+        if state.refuses {
+            return Err(Error::new(ErrorKind::Denied, "the log-in is over").with_hint("log in"));
+        }
+        Ok(state.profile.clone())
     }
 
     async fn subscribe(&self, name: &ApplianceName, descriptor: &Descriptor) -> Result<Subscribed> {

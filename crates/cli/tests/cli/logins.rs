@@ -1,4 +1,5 @@
-//! Wrong passwords: who answers them, what they leave behind, and how fast they may be tried.
+//! Log-ins that fail: who answers wrong passwords, what they leave behind, how fast they may be tried; and a server that
+//! became another.
 
 use crate::daemons::{Daemon, host};
 use crate::runner::{Ended, Home};
@@ -64,6 +65,30 @@ fn a_first_log_in_with_a_wrong_password_leaves_no_server_behind() {
     assert!(status.contains("answers"), "{status}");
     let again = stage.on(&["join", &stage.fact("url"), "--name", "attic"]);
     assert_eq!(again.code, 0, "asked about a server that is known: {}", again.stderr);
+}
+
+#[test]
+fn a_server_with_another_authority_is_told_once_and_what_is_here_stays_visible() {
+    let mut stage = Stage::new();
+    assert_eq!(stage.first_login("right").code, 0);
+    let url = stage.fact("url");
+    let address = url.strip_prefix("https://").unwrap();
+    assert_eq!(stage.server.take().map(Daemon::stop), Some(0));
+    std::fs::remove_dir_all(stage.home.path().join("s")).unwrap();
+    stage.server = Some(Daemon::start(&stage.home, &["serve", "--dir", "s", "--listen", address]));
+    let authority = format!("the authority of the server {address} changed");
+    let join = format!("collective join {url}");
+    for verb in ["list", "status", "doctor"] {
+        let ended = stage.on(&[verb]);
+        assert!(verb == "doctor" || ended.code == 0, "{verb}: {}", ended.stderr);
+        let said = format!("{}{}", ended.stdout, ended.stderr);
+        assert_eq!(said.matches(&authority).count(), 1, "{verb}: {said}");
+        assert!(said.contains(&join), "{verb}: {said}");
+        assert!(!said.contains("answers") && !said.contains("BadSignature"), "{verb}: {said}");
+    }
+    let refused = stage.on(&["user", "list"]);
+    assert_eq!(refused.code, DENIED, "{}", refused.stderr);
+    assert_eq!(stage.on(&["logout", "ann"]).code, 0);
 }
 
 #[test]
