@@ -12,8 +12,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use collective_model::{Error, ErrorKind, Result, Version};
-use collective_repository::backend::{Backend, Commit, Exclusive, Listed, ObjectName, Pieces};
-use futures::stream::{self, StreamExt};
+use collective_repository::backend::{
+    Backend, Commit, Exclusive, Listed, ObjectName, Pieces, one_piece,
+};
 
 use crate::record;
 
@@ -102,8 +103,7 @@ impl Backend for Replica {
         if !Self::copied(name) {
             return self.real.stream(name, range).await;
         }
-        let bytes = self.read(name, Some(range)).await?;
-        Ok(stream::once(std::future::ready(Ok(bytes))).boxed())
+        self.read(name, Some(range)).await.map(one_piece)
     }
 
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {

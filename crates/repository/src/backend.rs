@@ -43,14 +43,11 @@ pub trait Backend: Send + Sync + Debug {
     async fn read(&self, name: &ObjectName, range: Option<Range<u64>>) -> Result<Bytes>;
 
     /// Reads a range of an object piece by piece, for who can use its beginning before its end is there. It may end early; who
-    /// reads it notices.
+    /// reads it notices. What has all bytes at hand gives [`one_piece`]; what stands in front of another passes its pieces on.
     ///
     /// # Errors
     /// As [`read`](Self::read), before the first piece or between any two.
-    async fn stream(&self, name: &ObjectName, range: Range<u64>) -> Result<Pieces> {
-        let whole = self.read(name, Some(range)).await?;
-        Ok(stream::once(std::future::ready(Ok(whole))).boxed())
-    }
+    async fn stream(&self, name: &ObjectName, range: Range<u64>) -> Result<Pieces>;
 
     /// Returns the size of an object in bytes, none if there is no such object.
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>>;
@@ -124,6 +121,12 @@ impl Exclusive {
     pub fn of(guard: impl Any + Send) -> Self {
         Self(Some(Box::new(guard)))
     }
+}
+
+/// The pieces of bytes that are all there.
+#[must_use]
+pub fn one_piece(bytes: Bytes) -> Pieces {
+    stream::once(std::future::ready(Ok(bytes))).boxed()
 }
 
 /// The error for an object that is not there.

@@ -18,7 +18,10 @@ use collective_model::{
     Timestamp, UserName, Version,
 };
 use collective_repository::Descriptor;
-use collective_repository::backend::{Backend, Commit, Exclusive, Http, Listed, ObjectName};
+use collective_repository::backend::{
+    Backend, Commit, Exclusive, Http, Listed, ObjectName, Pieces,
+};
+use futures::stream::StreamExt;
 use tokio::sync::watch;
 
 use crate::now;
@@ -205,6 +208,12 @@ impl Backend for Linked {
         self.link.explain(self.http().read(name, range).await)
     }
 
+    async fn stream(&self, name: &ObjectName, range: Range<u64>) -> Result<Pieces> {
+        let pieces = self.link.explain(self.http().stream(name, range).await)?;
+        let link = Arc::clone(&self.link);
+        Ok(pieces.map(move |piece| link.explain(piece)).boxed())
+    }
+
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {
         self.link.explain(self.http().size(name).await)
     }
@@ -240,10 +249,23 @@ impl Backend for Linked {
 
 #[cfg(test)]
 mod tests {
-    use collective_model::{Error, ErrorKind, Timestamp};
+    use std::sync::Arc;
 
-    use super::explained;
-    use crate::settings::Life;
+    use axum::Router;
+    use axum::body::Body;
+    use axum::http::{StatusCode, header};
+    use axum::response::IntoResponse;
+    use bytes::Bytes;
+    use collective_api::ServerClient;
+    use collective_api::identity::{Certificate, DeviceKey, Identity};
+    use collective_api::trust::Anchor;
+    use collective_model::{Digest, Epoch, Error, ErrorKind, RepositoryId, Timestamp};
+    use collective_repository::backend::{Backend, ObjectName};
+    use futures::stream::{self, StreamExt, TryStreamExt};
+    use tokio::net::UnixListener;
+
+    use super::{Link, Linked, Way, explained};
+    use crate::settings::{Life, Server};
 
     #[test]
     fn a_server_that_is_away_is_told_from_a_log_in_that_is_over() {
@@ -262,6 +284,44 @@ mod tests {
             (ErrorKind::Conflict, life, 10),
         ] {
             assert_eq!(at(kind, life, now).chain(), "no answer");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_beginning_of_a_pack_is_here_before_its_end_was_sent() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("server.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let server = tokio::spawn(async move {
+            axum::serve(listener, Router::new().fallback(half_of_a_range)).await
+        });
+        let link = Arc::new(Link::new("ann".parse().unwrap(), way(&socket)));
+        let linked = Linked { link, id: RepositoryId([1; 16]), epoch: Epoch(0) };
+        let pack = ObjectName::Pack(Digest([2; 32]));
+        let mut pieces = linked.stream(&pack, 0..8).await.unwrap();
+        assert_eq!(pieces.try_next().await.unwrap(), Some(Bytes::from_static(b"half")));
+        server.abort();
+    }
+
+    /// Four bytes of eight, and then nothing.
+    async fn half_of_a_range() -> impl IntoResponse {
+        let first = stream::once(async { Ok::<_, Error>(Bytes::from_static(b"half")) });
+        let body = Body::from_stream(first.chain(stream::pending()));
+        (StatusCode::PARTIAL_CONTENT, [(header::CONTENT_LENGTH, "8")], body)
+    }
+
+    fn way(socket: &std::path::Path) -> Way {
+        let certificate = Certificate(String::new());
+        Way {
+            client: ServerClient::unix(socket).unwrap(),
+            identity: Identity { certificate, key: DeviceKey::generate().unwrap() },
+            life: None,
+            server: Server {
+                address: "server".parse().unwrap(),
+                anchor: Anchor(String::new()),
+                certificate: None,
+                life: None,
+            },
         }
     }
 }

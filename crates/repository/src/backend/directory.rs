@@ -20,8 +20,8 @@ use collective_model::{
 use super::incoming::Incoming;
 use super::memory::missing;
 use super::{
-    Backend, Commit, Exclusive, Listed, ObjectName, check_commit, check_limit, decode_latest,
-    encode_latest, not_found, too_short,
+    Backend, Commit, Exclusive, Listed, ObjectName, Pieces, check_commit, check_limit,
+    decode_latest, encode_latest, not_found, one_piece, too_short,
 };
 use crate::manifest::Manifest;
 
@@ -295,6 +295,10 @@ impl Backend for Directory {
     async fn read(&self, name: &ObjectName, range: Option<Range<u64>>) -> Result<Bytes> {
         let name = *name;
         self.blocking(move |this| this.read_now(&name, range)).await
+    }
+
+    async fn stream(&self, name: &ObjectName, range: Range<u64>) -> Result<Pieces> {
+        self.read(name, Some(range)).await.map(one_piece)
     }
 
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use collective_model::{Error, ErrorKind, Result, Timestamp, Version};
 
-use super::{Backend, Commit, Exclusive, Listed, ObjectName};
+use super::{Backend, Commit, Exclusive, Listed, ObjectName, Pieces, one_piece};
 
 /// What a call does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -132,6 +132,10 @@ impl Backend for Faulty {
             Fault::Refuse | Fault::LoseAnswer => Err(refused()),
             fault => Ok(distort(self.inner.read(name, range).await?, fault)),
         }
+    }
+
+    async fn stream(&self, name: &ObjectName, range: Range<u64>) -> Result<Pieces> {
+        self.read(name, Some(range)).await.map(one_piece)
     }
 
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {

@@ -18,7 +18,9 @@ use reqwest::{Body, Client, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use super::{Backend, Commit, Listed, ObjectName, Pieces, decode_latest, not_found, too_short};
+use super::{
+    Backend, Commit, Listed, ObjectName, Pieces, decode_latest, not_found, one_piece, too_short,
+};
 
 /// The header that carries the fencing number of the writer's lock.
 const EPOCH_HEADER: &str = "Collective-Epoch";
@@ -259,8 +261,7 @@ impl Backend for Http {
         }
         // A server that knows no ranges sends it all.
         let whole = self.body(response, name.limit_bytes() as usize, &what).await?;
-        let part = cut_out(name, &whole, &range)?;
-        Ok(stream::once(std::future::ready(Ok(part))).boxed())
+        cut_out(name, &whole, &range).map(one_piece)
     }
 
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {

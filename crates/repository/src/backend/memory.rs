@@ -9,8 +9,8 @@ use bytes::Bytes;
 use collective_model::{Epoch, Error, ErrorKind, Result, Timestamp, Version};
 
 use super::{
-    Backend, Commit, Listed, ObjectName, check_commit, check_limit, decode_latest, encode_latest,
-    not_found, too_short,
+    Backend, Commit, Listed, ObjectName, Pieces, check_commit, check_limit, decode_latest,
+    encode_latest, not_found, one_piece, too_short,
 };
 use crate::manifest::Manifest;
 
@@ -103,6 +103,10 @@ impl Backend for Memory {
             return Err(too_short(name, size_bytes, range.end));
         }
         Ok(stored.bytes.slice(range.start as usize..range.end as usize))
+    }
+
+    async fn stream(&self, name: &ObjectName, range: Range<u64>) -> Result<Pieces> {
+        self.read(name, Some(range)).await.map(one_piece)
     }
 
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {
