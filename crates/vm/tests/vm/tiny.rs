@@ -95,7 +95,7 @@ async fn programs(agent: &Agent) {
     let killed = agent.exec(&shell("kill -9 $$", b""), minute).await.unwrap();
     assert_eq!(killed.exit_code, 137);
     let missing = Exec { path: "/bin/missing".to_owned(), ..Exec::default() };
-    assert_eq!(agent.exec(&missing, minute).await.unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(agent.exec(&missing, minute).await.unwrap_err().kind(), ErrorKind::NotFound);
     let endless = agent.exec(&shell("sleep 1000", b""), Duration::ZERO).await.unwrap_err();
     assert_eq!(endless.kind(), ErrorKind::Unavailable);
     agent.ping().await.unwrap();
