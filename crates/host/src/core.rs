@@ -13,7 +13,6 @@ use collective_api::host::{
 };
 use collective_disk::{Cache, CacheOptions, FetchSettings, Fetcher};
 use collective_model::{ApplianceName, Epoch, Error, ErrorKind, Result, UserName, Version};
-use collective_repository::backend::Backend;
 use collective_repository::{Descriptor, Kind, Repository, Trust};
 use collective_vm::accelerator::{self, Probed};
 use collective_vm::qemu::Qemu;
@@ -290,14 +289,7 @@ impl Core {
         epoch: Epoch,
     ) -> Result<Repository> {
         let backend = Arc::new(self.replica(session, descriptor, epoch)?);
-        let trust = trust(session, descriptor);
-        match Repository::open(Arc::clone(&backend) as Arc<dyn Backend>, trust.clone()).await {
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
-                backend.forget();
-                Repository::open(backend, trust).await
-            }
-            opened => opened,
-        }
+        Repository::open(backend, trust(session, descriptor)).await
     }
 
     pub(crate) fn replica(

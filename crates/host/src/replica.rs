@@ -2,8 +2,8 @@
 //!
 //! [`Replica`] stands in front of the real backend: manifests, indexes and traces are read from the host's own copy once
 //! they were read whole, and the head as last heard serves while the server is away. Packs are not kept here: their
-//! frames live in the cache. Copies are checked like everything else a backend gives; a damaged one is dropped and read again
-//! by whoever finds it, through [`Replica::forget`].
+//! frames live in the cache. Copies are checked like everything else a backend gives; a damaged one is dropped by whoever finds
+//! it ([`Backend::distrust`]), and read again. Copies of a user disk's old versions go when new ones are made.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,9 @@ use crate::record;
 
 /// Largest object that is copied; a huge index is read by pages, and only its touched parts cross the network.
 const COPIED_BYTES: u64 = 16 << 20;
+
+/// Versions of a repository that is written from here whose copies stay: more than are listed, and than run.
+const COPIED_VERSIONS: u64 = 200;
 
 /// A backend with a copy of its small objects.
 #[derive(Debug)]
@@ -75,10 +78,20 @@ impl Replica {
         }
     }
 
-    /// Drops the copies, because one of them does not read well.
-    pub(crate) fn forget(&self) {
-        let _ = std::fs::remove_dir_all(&self.directory);
-        let _ = record::make_directory(&self.directory);
+    /// Drops the copies of versions that nobody here asks for any more.
+    fn drop_older(&self, head: Version) {
+        let Some(oldest) = Version::new(head.number().saturating_sub(COPIED_VERSIONS)) else {
+            return;
+        };
+        let Ok(entries) = std::fs::read_dir(&self.directory) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix("versions_"));
+            let number = number.and_then(|name| name.split('_').next()?.parse().ok());
+            if number.and_then(Version::new).is_some_and(|version| version < oldest) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
     }
 }
 
@@ -152,7 +165,12 @@ impl Backend for Replica {
         self.real.commit(commit).await?;
         self.keep(&name, &manifest);
         self.keep_head(Some(version));
+        self.drop_older(version);
         Ok(())
+    }
+
+    async fn distrust(&self, name: &ObjectName) -> bool {
+        std::fs::remove_file(self.path(name)).is_ok()
     }
 
     async fn exclusive(&self) -> Result<Exclusive> {
@@ -172,10 +190,13 @@ fn slice(name: &ObjectName, bytes: &Bytes, range: Range<u64>) -> Result<Bytes> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::sync::Arc;
 
     use bytes::Bytes;
-    use collective_repository::backend::{Backend, Memory, ObjectName};
+    use collective_model::{BlockRange, DiskRole, Version};
+    use collective_repository::backend::{Backend, Directory, Memory, ObjectName};
+    use collective_repository::{Descriptor, Repository, Trust};
 
     use super::Replica;
 
@@ -192,7 +213,56 @@ mod tests {
         let bytes = away.read(&ObjectName::Descriptor, Some(2..4)).await.unwrap();
         assert_eq!(&bytes[..], b"po");
         assert!(away.read(&ObjectName::Descriptor, Some(2..40)).await.is_err());
-        away.forget();
+        assert!(away.distrust(&ObjectName::Descriptor).await);
+        assert!(!away.distrust(&ObjectName::Descriptor).await);
         assert!(away.read(&ObjectName::Descriptor, None).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_damaged_copy_is_read_again_and_no_damage_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let (real, trust) = one_version().await;
+        let near = || Arc::new(Replica::new(Arc::clone(&real) as _, directory.path()).unwrap());
+        let read = async || {
+            let repository = Repository::open(near(), trust.clone()).await?;
+            let version = repository.version(Version::FIRST).await?;
+            version.trace(DiskRole::System).await?;
+            version.disk(DiskRole::System).await?.map(BlockRange::new(0, 1)).await
+        };
+        read().await.unwrap();
+        let copies: Vec<_> = std::fs::read_dir(directory.path()).unwrap().flatten().collect();
+        let copies = copies.iter().filter(|copy| copy.file_name() != "head.json");
+        let copies: Vec<_> = copies.map(std::fs::DirEntry::path).collect();
+        assert_eq!(copies.len(), 4, "{copies:?}");
+        for copy in copies {
+            let whole = std::fs::read(&copy).unwrap();
+            std::fs::write(&copy, &whole[..whole.len() / 2]).unwrap();
+            read().await.unwrap();
+            assert_eq!(std::fs::read(&copy).unwrap(), whole);
+        }
+    }
+
+    #[tokio::test]
+    async fn copies_of_old_versions_go() {
+        let directory = tempfile::tempdir().unwrap();
+        let near = Replica::new(Arc::new(Memory::default()), directory.path()).unwrap();
+        let version = |number| Version::new(number).unwrap();
+        for number in [1, 99, 100, 101, 300] {
+            near.keep(&ObjectName::Manifest(version(number)), b"manifest");
+        }
+        near.drop_older(version(300));
+        let left = [1, 99, 100, 101, 300]
+            .map(|number| near.copy(&ObjectName::Manifest(version(number))).is_some());
+        assert_eq!(left, [false, false, true, true, true]);
+    }
+
+    /// A repository whose first version has an index and a trace.
+    async fn one_version() -> (Arc<Directory>, Trust) {
+        let sample = "../../testdata/repository-v1/public";
+        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join(sample);
+        let real = Directory::open(sample).unwrap();
+        let descriptor = real.read(&ObjectName::Descriptor, None).await.unwrap();
+        let Descriptor { id, publisher, .. } = Descriptor::decode(&descriptor).unwrap();
+        (Arc::new(real), Trust { id, publisher, secret: None })
     }
 }

@@ -75,6 +75,12 @@ pub trait Backend: Send + Sync + Debug {
         Ok(Exclusive::none())
     }
 
+    /// Drops a copy of an object that did not read well; false if there was none, and another read would give the same.
+    async fn distrust(&self, name: &ObjectName) -> bool {
+        let _ = name;
+        false
+    }
+
     /// Removes what interrupted writes left before `before`; returns how many bytes that freed.
     async fn remove_leftovers(&self, before: Timestamp) -> Result<u64> {
         let _ = before;
@@ -120,6 +126,23 @@ impl Exclusive {
     #[must_use]
     pub fn of(guard: impl Any + Send) -> Self {
         Self(Some(Box::new(guard)))
+    }
+}
+
+/// Reads what is checked while it is read, and once more if only a copy of the object was damaged.
+pub(crate) async fn read_checked<T, F>(
+    backend: &dyn Backend,
+    name: &ObjectName,
+    read: impl Fn() -> F,
+) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    match read().await {
+        Err(error) if error.kind() == ErrorKind::Corrupt && backend.distrust(name).await => {
+            read().await
+        }
+        done => done,
     }
 }
 

@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use collective_model::{BlockRange, Digest, DiskRole, Error, ErrorKind, Result, ResultExt};
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 
-use crate::backend::{Backend, ObjectName, Pieces};
+use crate::backend::{Backend, ObjectName, Pieces, read_checked};
 use crate::frame::FrameRef;
 use crate::index::{IndexReader, IndexSource};
 use crate::manifest::Manifest;
@@ -88,9 +88,12 @@ impl VersionReader {
             let message = format!("{name} has {} bytes, which is too many", entry.bytes);
             return Err(Error::new(ErrorKind::Corrupt, message));
         }
-        let stored = self.repository.backend().read(&name, Some(0..entry.bytes)).await?;
-        Trace::open(&stored, &entry.hash, self.repository.sealer())
-            .map_err(|error| error.context(name.to_string()))
+        let backend = &**self.repository.backend();
+        let trace = read_checked(backend, &name, || async {
+            let stored = backend.read(&name, Some(0..entry.bytes)).await?;
+            Trace::open(&stored, &entry.hash, self.repository.sealer())
+        });
+        trace.await.map_err(|error| error.context(name.to_string()))
     }
 }
 

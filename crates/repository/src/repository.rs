@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use collective_model::{Error, ErrorKind, Result, Version};
 use futures::stream::{self, StreamExt, TryStreamExt};
 
-use crate::backend::{Backend, ObjectName};
+use crate::backend::{Backend, ObjectName, read_checked};
 use crate::descriptor::{Descriptor, Trust, check_secret};
 use crate::frame::FrameEncoder;
 use crate::keys::RepositorySecret;
@@ -79,9 +79,13 @@ impl Repository {
     /// # Errors
     /// `NotFound`; `Corrupt` if it is damaged or another one; `Denied` if the secret is not its own.
     pub async fn open(backend: Arc<dyn Backend>, trust: Trust) -> Result<Self> {
-        let bytes = backend.read(&ObjectName::Descriptor, None).await?;
-        let descriptor = Descriptor::decode(&bytes)?;
-        trust.check(&descriptor)?;
+        let name = ObjectName::Descriptor;
+        let descriptor = read_checked(&*backend, &name, || async {
+            let descriptor = Descriptor::decode(&backend.read(&name, None).await?)?;
+            trust.check(&descriptor)?;
+            Ok(descriptor)
+        });
+        let descriptor = descriptor.await?;
         Ok(Self::of(backend, descriptor, trust.secret.as_ref()))
     }
 
@@ -199,14 +203,16 @@ impl Repository {
             }
         }
         let name = ObjectName::Manifest(version);
-        let bytes = match self.backend().read(&name, None).await {
+        let manifest = read_checked(&**self.backend(), &name, || async {
+            let bytes = self.backend().read(&name, None).await?;
+            Manifest::open(&bytes, self.descriptor(), version)
+        });
+        match manifest.await {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Err(self.no_such(version, self.head().await?));
+                Err(self.no_such(version, self.head().await?))
             }
-            read => read?,
-        };
-        let manifest = Manifest::open(&bytes, self.descriptor(), version)?;
-        Ok(VersionReader::new(self.clone(), manifest))
+            manifest => Ok(VersionReader::new(self.clone(), manifest?)),
+        }
     }
 
     fn no_such(&self, version: Version, head: Option<Version>) -> Error {

@@ -38,6 +38,13 @@ pub(super) struct PageEntry {
     pub first_block: u64,
 }
 
+impl Directory {
+    /// Returns all pages, in the order in which they lie.
+    pub fn pages(&self) -> impl Iterator<Item = &PageEntry> {
+        self.frame_pages.iter().chain(&self.extent_pages)
+    }
+}
+
 impl PageEntry {
     /// Returns where in the object the page is.
     pub fn range(&self) -> std::ops::Range<u64> {

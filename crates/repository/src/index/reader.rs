@@ -14,7 +14,7 @@ use collective_model::{BlockRange, Digest, Error, ErrorKind, Result, ResultExt};
 use super::directory::{Directory, HEADER_BYTES, MIN_DIRECTORY_BYTES, PageEntry, check_header};
 use super::page::{MAX_PAGE_BYTES, decode_extents, decode_frames};
 use super::{FRAMES_PER_PAGE, Index, IndexExtent, IndexSource};
-use crate::backend::{Backend, ObjectName};
+use crate::backend::{Backend, ObjectName, read_checked};
 use crate::frame::FrameRef;
 use crate::sealer::{Purpose, Sealer};
 
@@ -75,7 +75,8 @@ impl IndexReader {
         source: IndexSource,
     ) -> Result<Self> {
         let name = source.disk.index_name(source.version);
-        let opened = Self::read_directory(&*backend, &source, &name).await;
+        let read = || Self::read_directory(&*backend, &source, &name);
+        let opened = read_checked(&*backend, &name, read).await;
         let (directory, whole) = opened.map_err(|error| error.context(name.to_string()))?;
         let kept = Mutex::default();
         Ok(Self { backend, sealer, source, name, directory, whole, kept })
@@ -109,6 +110,14 @@ impl IndexReader {
         if directory.blocks != source.disk.blocks() {
             let message = "it is of a disk of another size";
             return Err(Error::new(ErrorKind::Corrupt, message));
+        }
+        if let Some(whole) = &whole {
+            // Who has it all says now what is damaged, and not when a guest comes there.
+            for entry in directory.pages() {
+                let range = entry.range();
+                check_hash(&whole[range.start as usize..range.end as usize], &entry.hash)
+                    .map_err(|error| error.context(format!("page at {}", entry.offset)))?;
+            }
         }
         Ok((directory, whole))
     }
@@ -200,7 +209,7 @@ impl IndexReader {
 
     /// Checks every page against its hash, without opening it.
     pub async fn check_stored(&self) -> Result<()> {
-        for entry in self.directory.frame_pages.iter().chain(&self.directory.extent_pages) {
+        for entry in self.directory.pages() {
             let stored = self.stored(entry.range()).await?;
             check_hash(&stored, &entry.hash).map_err(|error| error.context(self.place(entry)))?;
         }
