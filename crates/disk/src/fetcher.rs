@@ -28,7 +28,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use self::flight::{Aloft, Flights, Homeless};
-pub use self::late::Late;
+pub use self::late::{Late, Reason};
 pub(crate) use self::late::{ReadWait, Waits};
 use self::turns::{Class, Turn, Turns};
 use crate::cache::Cache;
@@ -286,7 +286,7 @@ impl Fetcher {
             let cut_short = || "reading the index was cut short".to_owned();
             match attempt.or_error(ErrorKind::Internal, cut_short).flatten() {
                 Ok(value) => return value,
-                Err(error) => wait.explain(&error.chain()),
+                Err(error) => wait.explain(&reason(&error)),
             }
             self.inner.count(&self.inner.counters.failures, 1);
             wait.during(self.inner.pause(&mut pause)).await;
@@ -436,12 +436,11 @@ fn stored_bytes(frames: &[FrameRef]) -> u64 {
 }
 
 /// Why a frame is late, in the words of a person who waits for it; the log has the details.
-fn reason(error: &Error) -> String {
-    match error.kind() {
-        ErrorKind::Unavailable => match error.hint() {
-            Some(hint) => format!("the repository cannot be reached: {hint}"),
-            None => "the repository cannot be reached".to_owned(),
-        },
+fn reason(error: &Error) -> Reason {
+    let text = match (error.kind(), error.hint()) {
+        (ErrorKind::Unavailable, Some(hint)) => format!("the repository cannot be reached: {hint}"),
+        (ErrorKind::Unavailable, None) => "the repository cannot be reached".to_owned(),
         _ => error.chain(),
-    }
+    };
+    Reason { kind: error.kind(), text }
 }

@@ -22,7 +22,7 @@ pub use cache::{
     CACHE_CAPACITY_MINIMUM_BYTES, Cache, CacheOptions, CacheRead, CacheReport, CacheStats,
 };
 pub use export::Export;
-pub use fetcher::{FetchSettings, FetchStats, Fetcher, Late};
+pub use fetcher::{FetchSettings, FetchStats, Fetcher, Late, Reason};
 pub use raw_file::RawFile;
 pub use recorder::Recorder;
 pub use source::{Source, StatusExtent};

@@ -120,6 +120,44 @@ fn a_damaged_repository_is_named_and_never_served() {
 }
 
 #[test]
+fn a_start_from_a_damaged_repository_names_what_is_damaged() {
+    let mut world = World::new();
+    let repositories = world.path("server/repositories");
+    let files = |part, end: &str| -> Vec<_> {
+        let files = find(&repositories, part).into_iter();
+        files.filter(|path| path.to_str().unwrap().ends_with(end)).collect()
+    };
+    let (manifests, indexes) = (files("versions", "manifest.json"), files("versions", ".index"));
+    let (traces, packs) = (files("versions", ".trace"), files("packs", ""));
+    world.computer("a");
+    for (damaged, named) in [(&manifests, "manifest"), (&indexes, ".index")] {
+        turn(damaged);
+        on_a(&world, &["start", "tiny"], CORRUPT, &[named]);
+        turn(damaged);
+    }
+    // A trace only says what comes next: without it a start takes longer.
+    turn(&traces);
+    world.start("a");
+    world.stop("a");
+    world.computer("b");
+    turn(&packs);
+    let outcome = world.stage.try_on("b", &["start", "tiny"]).unwrap();
+    told(refusal(&outcome), CORRUPT, &["packs/", "appliance verify"]);
+    turn(&packs);
+    world.start("b");
+}
+
+/// Turns every bit of files; twice is as before.
+fn turn(files: &[std::path::PathBuf]) {
+    assert!(!files.is_empty());
+    for file in files {
+        let bytes = std::fs::read(file).unwrap();
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::write(file, bytes.iter().map(|byte| !byte).collect::<Vec<_>>()).unwrap();
+    }
+}
+
+#[test]
 fn a_server_that_became_another_is_not_believed() {
     let mut world = World::new();
     world.computer("a");

@@ -11,7 +11,7 @@ use collective_model::Digest;
 use collective_repository::FrameRef;
 use tokio::sync::watch;
 
-use super::late::ReadWait;
+use super::late::{ReadWait, Reason};
 
 /// Frames kept in memory because the cache had no room for them, at most; without them each block of such a frame
 /// would cost a fetch of the whole.
@@ -21,7 +21,7 @@ const HOMELESS_FRAMES: usize = 32;
 #[derive(Clone, Debug)]
 pub(super) enum Flight {
     /// Not here, and why not.
-    Waiting(Option<String>),
+    Waiting(Option<Reason>),
     /// Here.
     Landed(Bytes),
 }
@@ -78,7 +78,7 @@ pub(super) struct Aloft {
 
 impl Aloft {
     /// Tells those who wait why they do.
-    pub fn delay(&self, reason: String) {
+    pub fn delay(&self, reason: Reason) {
         self.sender.send_replace(Flight::Waiting(Some(reason)));
     }
 

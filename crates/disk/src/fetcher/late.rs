@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use collective_model::ErrorKind;
 use tokio::sync::watch;
 
 /// The oldest read that waits longer than the limit.
@@ -14,8 +15,17 @@ use tokio::sync::watch;
 pub struct Late {
     /// When it began to wait.
     pub since: Instant,
-    /// Why, in words for people.
-    pub reason: String,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why a read waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// What can be done about it.
+    pub kind: ErrorKind,
+    /// What it is, in words for people.
+    pub text: String,
 }
 
 /// The waits of one disk, or of all.
@@ -84,9 +94,9 @@ struct Wait {
 
 impl Wait {
     /// Says that this wait is late, and why.
-    fn mark(&self, reason: &str) {
+    fn mark(&self, reason: Reason) {
         let mut state = self.shared.lock();
-        let late = Late { since: self.since, reason: reason.to_owned() };
+        let late = Late { since: self.since, reason };
         state.waits.insert(self.number, late);
         self.shared.publish(&state);
     }
@@ -107,7 +117,7 @@ pub(crate) struct ReadWait {
     waits: Vec<Wait>,
     late_at: Instant,
     late: bool,
-    reason: Option<String>,
+    reason: Option<Reason>,
 }
 
 impl ReadWait {
@@ -134,9 +144,9 @@ impl ReadWait {
     }
 
     /// Says why it has to wait.
-    pub fn explain(&mut self, reason: &str) {
-        if self.reason.as_deref() != Some(reason) {
-            self.reason = Some(reason.to_owned());
+    pub fn explain(&mut self, reason: &Reason) {
+        if self.reason.as_ref() != Some(reason) {
+            self.reason = Some(reason.clone());
             if self.late {
                 self.show();
             }
@@ -144,8 +154,11 @@ impl ReadWait {
     }
 
     fn show(&self) {
-        let reason = self.reason.as_deref().unwrap_or("the data has not come yet");
-        self.waits.iter().for_each(|wait| wait.mark(reason));
+        let reason = self.reason.clone().unwrap_or_else(|| Reason {
+            kind: ErrorKind::Unavailable,
+            text: "the data has not come yet".to_owned(),
+        });
+        self.waits.iter().for_each(|wait| wait.mark(reason.clone()));
     }
 }
 
@@ -153,21 +166,24 @@ impl ReadWait {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::Waits;
+    use collective_model::ErrorKind;
+
+    use super::{Reason, Waits};
 
     #[test]
     fn the_oldest_late_wait_is_shown_until_it_ends() {
         let (waits, start) = (Waits::default(), Instant::now());
         let mut shown = waits.late();
         let reason = |shown: &mut tokio::sync::watch::Receiver<Option<super::Late>>| {
-            shown.borrow_and_update().as_ref().map(|late| late.reason.clone())
+            shown.borrow_and_update().as_ref().map(|late| late.reason.text.clone())
         };
+        let why = |text: &str| Reason { kind: ErrorKind::Unavailable, text: text.to_owned() };
         let first = waits.begin(start);
         let second = waits.begin(start + Duration::from_secs(1));
         assert_eq!(reason(&mut shown), None);
-        second.mark("second");
+        second.mark(why("second"));
         assert_eq!(reason(&mut shown).as_deref(), Some("second"));
-        first.mark("first");
+        first.mark(why("first"));
         assert_eq!(reason(&mut shown).as_deref(), Some("first"));
         drop(first);
         assert_eq!(reason(&mut shown).as_deref(), Some("second"));

@@ -39,7 +39,7 @@ async fn with_the_server_away_reads_wait_say_so_and_go_on() {
     });
     for mut late in [disk.late(), fetcher.late()] {
         let late = late.wait_for(Option::is_some).await.unwrap().clone().unwrap();
-        assert!(late.reason.contains("cannot be reached"), "{}", late.reason);
+        assert!(late.reason.text.contains("cannot be reached"), "{late:?}");
         assert!(late.since >= began && late.since.elapsed() >= quick().late_after);
     }
     assert!(!reading.is_finished());
@@ -76,7 +76,7 @@ async fn a_reader_exchanged_under_a_waiting_read_lets_it_go_on_at_once() {
         async move { disk.read(0, 4096).await }
     });
     let failed = |late: &Option<collective_disk::Late>| {
-        late.as_ref().is_some_and(|late| late.reason.contains("cannot be reached"))
+        late.as_ref().is_some_and(|late| late.reason.text.contains("cannot be reached"))
     };
     disk.late().wait_for(failed).await.unwrap();
     disk.exchange(world.reader(|_| Fault::Pass).await);

@@ -80,20 +80,19 @@ impl Disks {
     /// Waits until the first blocks of all disks are here.
     ///
     /// # Errors
-    /// `Unavailable` if they do not come.
+    /// If they do not come, why: `Unavailable`, or `Corrupt` where the repository is damaged.
     pub(super) async fn first_blocks(&self) -> Result<()> {
-        let reads = async {
-            for disk in std::iter::once(&self.system).chain(self.users.values()) {
-                disk.read(0, BLOCK_BYTES as usize).await?;
+        for disk in std::iter::once(&self.system).chain(self.users.values()) {
+            let late = disk.late();
+            let read = disk.read(0, BLOCK_BYTES as usize);
+            tokio::pin!(read);
+            // The read is asked why it is late, so it must outlive its time.
+            match tokio::time::timeout(FIRST_BLOCKS_LIMIT, &mut read).await {
+                Ok(read) => drop(read?),
+                Err(_) => return Err(no_first_blocks(late.borrow().as_ref())),
             }
-            Ok(())
-        };
-        tokio::time::timeout(FIRST_BLOCKS_LIMIT, reads).await.unwrap_or_else(|_| {
-            let message =
-                "the first blocks of the disks do not come: the repository cannot be reached";
-            Err(Error::new(ErrorKind::Unavailable, message)
-                .with_hint("start it again when the server is back; what is cached here stays"))
-        })
+        }
+        Ok(())
     }
 
     /// Serves a version of the user disk.
@@ -148,4 +147,18 @@ impl Disks {
         drop(self.replay);
         self.export.shutdown().await;
     }
+}
+
+fn no_first_blocks(late: Option<&Late>) -> Error {
+    let (kind, why) = match late {
+        Some(late) => (late.reason.kind, late.reason.text.as_str()),
+        None => (ErrorKind::Unavailable, "the repository does not answer"),
+    };
+    let hint = match kind {
+        ErrorKind::Corrupt => {
+            "an administrator finds what is damaged with `collective appliance verify`, and can store it again"
+        }
+        _ => "start it again when the server is back; what is cached here stays",
+    };
+    Error::new(kind, format!("the first blocks of a disk do not come: {why}")).with_hint(hint)
 }
