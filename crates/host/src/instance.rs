@@ -11,6 +11,7 @@
 //! `instance.json` says what runs, before it runs: a new daemon finds the machine, listens on the same export socket
 //! with the same exports, and goes on.
 
+mod aside;
 mod backup;
 mod control;
 mod disks;

@@ -99,6 +99,13 @@ impl Subscription {
         }
     }
 
+    /// Records that the server has another user disk now; nothing of this one is left but what lies aside or is to be deleted.
+    pub(crate) fn replaced(&mut self, id: SubscriptionId, repository: Descriptor) {
+        let (garbage, kept) = (std::mem::take(&mut self.garbage), std::mem::take(&mut self.kept));
+        let next_layer = self.next_layer;
+        *self = Self { next_layer, garbage, kept, ..Self::new(id, repository) };
+    }
+
     /// Tells whether something written here is not at the server.
     pub(crate) fn has_unpublished(&self) -> bool {
         !self.layers.is_empty() || self.publishing.is_some()

@@ -1,6 +1,8 @@
 //! Two computers and one user disk: who holds the lock, and what happens when it is broken.
 
-use super::world::{World, refusal};
+use std::path::Path;
+
+use super::world::{World, refusal, signal};
 
 #[test]
 fn the_second_computer_is_told_who_holds_the_lock_and_what_breaking_it_means() {
@@ -35,7 +37,7 @@ fn after_a_broken_lock_the_first_computer_cannot_publish_and_keeps_what_it_has()
         status["user_disk"]["kept"].as_array().is_some_and(|kept| !kept.is_empty())
     });
     let kept = status["user_disk"]["kept"][0].as_str().unwrap();
-    let kept = find(&world.path("attic"), std::path::Path::new(kept).file_name().unwrap());
+    let kept = find(&world.path("attic"), Path::new(kept).file_name().unwrap());
     assert!(kept.is_some_and(|size| size > 0), "{status}");
     for words in [&["delete", "tiny", "--local", "--yes"][..], &["delete", "tiny", "--yes"]] {
         let (code, said) = refusal(&world.stage.try_on("attic", words).unwrap());
@@ -47,8 +49,41 @@ fn after_a_broken_lock_the_first_computer_cannot_publish_and_keeps_what_it_has()
     assert_eq!(world.read("attic", "both"), "from-the-cellar");
 }
 
+#[test]
+fn a_user_disk_that_is_deleted_elsewhere_takes_nothing_with_it_that_was_not_backed_up() {
+    let mut world = World::new();
+    world.computer("attic");
+    world.computer("cellar");
+    for round in 1..=2 {
+        world.start("attic");
+        world.write("attic", "note", &format!("precious-{round}"));
+        // The attic loses its current before it can back up.
+        world.stage.kill_daemon("attic").unwrap();
+        signal(world.guest_pid("attic").unwrap(), "KILL");
+        world.stage.on("cellar", &["start", "tiny", "--break-lock"]).unwrap();
+        world.stop("cellar");
+        world.stage.on("cellar", &["delete", "tiny", "--yes"]).unwrap();
+        world.stage.start_again("attic").unwrap();
+        world.start("attic");
+        assert_eq!(world.read("attic", "note"), "-");
+        let status = world.status("attic");
+        let kept = status["user_disk"]["kept"].as_array().unwrap().clone();
+        let kept: Vec<_> = kept.iter().map(|file| file.as_str().unwrap()).collect();
+        for earlier in 1..=round {
+            let text = format!("precious-{earlier}");
+            let has_it = |file: &&str| contains(Path::new(file), text.as_bytes());
+            assert_eq!(kept.iter().copied().filter(has_it).count(), 1, "{text}: {status}");
+        }
+        world.stop("attic");
+    }
+}
+
+fn contains(file: &Path, text: &[u8]) -> bool {
+    std::fs::read(file).unwrap().windows(text.len()).any(|part| part == text)
+}
+
 /// The size of a file of that name anywhere below a directory.
-fn find(directory: &std::path::Path, name: &std::ffi::OsStr) -> Option<u64> {
+fn find(directory: &Path, name: &std::ffi::OsStr) -> Option<u64> {
     std::fs::read_dir(directory).ok()?.flatten().find_map(|entry| {
         let path = entry.path();
         if entry.file_name() == name {
@@ -58,7 +93,7 @@ fn find(directory: &std::path::Path, name: &std::ffi::OsStr) -> Option<u64> {
     })
 }
 
-fn size_of(path: &std::path::Path) -> Option<u64> {
+fn size_of(path: &Path) -> Option<u64> {
     if path.is_file() {
         return std::fs::metadata(path).ok().map(|file| file.len());
     }

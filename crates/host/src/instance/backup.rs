@@ -3,6 +3,7 @@
 //! Uploads run beside the owner; everything else is short. What fails because the server is away is tried again, later
 //! and later; what fails because the lock is another's ends in `kept/`.
 
+use std::path::Path;
 use std::time::Duration;
 
 use collective_model::{
@@ -13,10 +14,10 @@ use collective_vm::layer;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::aside::lost;
 use super::owner::{Fact, Owner};
 use super::upload::Upload;
 use crate::operation::{self, Handle};
-use crate::remote::Subscribed;
 use crate::subscription::{Facts, Head, Step, Subscription, Want, What, next};
 use crate::{now, record};
 
@@ -24,8 +25,8 @@ use crate::{now, record};
 const RETRY_FIRST: Duration = Duration::from_secs(2);
 /// Longest pause between attempts: a server that is back is noticed within this.
 const RETRY_LONGEST: Duration = Duration::from_secs(120);
-/// How often the server hears that the lock is still held.
-const RENEW: Duration = Duration::from_secs(60);
+/// How often the server hears that the lock is still held: three times in a lease (90 s), so that two may be missed.
+const RENEW: Duration = Duration::from_secs(30);
 /// How long a question to the server may take before it counts as away.
 const SERVER_LIMIT: Duration = Duration::from_secs(20);
 
@@ -34,12 +35,12 @@ pub(super) struct Backup {
     /// The upload under way.
     pub(super) upload: Option<AbortOnDropHandle<()>>,
     /// Who waits for the backup, or for an old version to come back.
-    waiting: Vec<(Want, Handle, AbortOnDropHandle<()>)>,
+    pub(super) waiting: Vec<(Want, Handle, AbortOnDropHandle<()>)>,
     /// Whether the interval has passed, or the machine has stopped.
     pub(super) due: bool,
     next: Option<Instant>,
     /// The server's refusal of the publication under way.
-    refused: Option<String>,
+    refused: Option<Error>,
     pub(super) problem: Option<String>,
     failures: u32,
     retry_at: Option<Instant>,
@@ -309,8 +310,7 @@ impl Owner {
         };
         if let Some(what) = upload {
             if let Some(why) = self.backup.refused.take() {
-                self.lose(&why)?;
-                return Ok(true);
+                return self.refused(why).await;
             }
             self.ensure_lock(false).await?;
             self.upload(what)?;
@@ -341,6 +341,20 @@ impl Owner {
             Step::Upload(_) => {}
         }
         Ok(true)
+    }
+
+    /// The server refused a publication: because the lock is another's, or for something that the next attempt may mend.
+    async fn refused(&mut self, why: Error) -> Result<bool> {
+        let Some(disk) = &self.disk else { return Ok(false) };
+        let (id, epoch, session) = (disk.id, disk.epoch, self.session()?);
+        match session.remote.renew(id, epoch, self.backup.backlog_bytes).await {
+            Err(error) if error.kind() == ErrorKind::Conflict => {
+                self.lose(&why.chain())?;
+                Ok(true)
+            }
+            Ok(()) => Err(why),
+            Err(error) => Err(error),
+        }
     }
 
     fn undoing(&self) -> Option<Version> {
@@ -374,42 +388,13 @@ impl Owner {
         stored
     }
 
-    fn lose(&mut self, why: &str) -> Result<()> {
-        tracing::warn!("{}: {why}", self.what());
-        self.change_disk(|disk| disk.lose(why.to_owned()))?;
-        self.notice = Some(why.to_owned());
-        self.show();
-        for (_, handle, _) in self.backup.waiting.drain(..) {
-            handle.end(Err::<(), _>(lost(why)));
-        }
-        Ok(())
-    }
-
-    fn keep_aside(&mut self) -> Result<()> {
-        let Some(disk) = &self.disk else { return Ok(()) };
-        // The same name after a crash half way, so that all layers end up in one directory.
-        let name = format!("{}", disk.kept.len() + 1);
-        let directory = self.paths.kept().join(&name);
-        record::make_directory(&directory)?;
-        for number in &disk.layers {
-            let file = directory.join(crate::paths::user_layer_name(*number));
-            record::rename(&self.paths.user_layer(*number), &file)?;
-        }
-        tracing::warn!("{}: unpublished layers are kept in {}", self.what(), directory.display());
-        self.notice = Some(format!(
-            "changes that could not be backed up are kept in {}",
-            directory.display()
-        ));
-        self.change_disk(|disk| disk.kept_aside(name))
-    }
-
     pub(super) async fn add_layer(&mut self, number: u64) -> Result<()> {
         let size = self.user_disk_size().await?;
         self.create_layer(&self.paths.user_layer(number), size).await?;
         self.change_disk(|disk| disk.layer_added(number))
     }
 
-    pub(super) async fn create_layer(&self, path: &std::path::Path, size_bytes: u64) -> Result<()> {
+    pub(super) async fn create_layer(&self, path: &Path, size_bytes: u64) -> Result<()> {
         record::make_directory(&self.paths.layers())?;
         record::remove(path)?;
         layer::create(path, size_bytes).await
@@ -454,7 +439,7 @@ impl Owner {
                 self.backup.succeeded();
             }
             Err(error) if error.kind() == ErrorKind::Conflict => {
-                self.backup.refused = Some(error.chain());
+                self.backup.refused = Some(error);
             }
             Err(error) => return self.pursuit_failed(error).await,
         }
@@ -558,14 +543,6 @@ impl Owner {
         Err(Error::new(ErrorKind::Unavailable, message).with_hint("make room on this disk"))
     }
 
-    pub(super) fn subscribed(&mut self, entry: &Subscribed) -> Result<()> {
-        if self.disk.as_ref().is_none_or(|disk| disk.id != entry.id) {
-            self.disk = Some(Subscription::new(entry.id, entry.descriptor.clone()));
-            self.store_disk()?;
-        }
-        Ok(())
-    }
-
     async fn user_disk_size(&self) -> Result<u64> {
         let Some(disk) = &self.disk else {
             return Err(Error::new(ErrorKind::Internal, "there is no user disk"));
@@ -578,10 +555,4 @@ impl Owner {
         let reader = repository.version(version).await?;
         Ok(reader.manifest().disk(DiskRole::User)?.size_bytes)
     }
-}
-
-/// The error of whoever wants to publish a disk whose lock is another's now.
-fn lost(why: &str) -> Error {
-    Error::new(ErrorKind::Conflict, why)
-        .with_hint("the changes are kept on this host: see `collective status`")
 }

@@ -141,7 +141,10 @@ impl Owner {
             }
         }
         self.reset()?;
-        self.disk = None;
+        if let Some(disk) = self.disk.take() {
+            // Copies: what is left of them is in nobody's way.
+            let _ = std::fs::remove_dir_all(self.core.paths.replica(disk.repository.id));
+        }
         self.store_disk()?;
         crate::hold::release(&self.core, &self.paths)?;
         match std::fs::remove_dir_all(&self.paths.dir) {
