@@ -239,13 +239,14 @@ async fn verb(
     }
     let instance = core.instances.get(&core, &user, &name)?;
     let handle = core.operations.begin(&verb, &name, &user);
-    match wish(&body, handle.clone()) {
-        Ok(command) => instance.send(command).await?,
-        Err(error) => {
-            let failure = Error::from(Failure::from(&error));
-            handle.end(Err::<(), _>(error));
-            return Err(failure.into());
-        }
+    let sent = match wish(&body, handle.clone()) {
+        Ok(command) => instance.send(command).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = sent {
+        let failure = Error::from(Failure::from(&error));
+        handle.end(Err::<(), _>(error));
+        return Err(failure.into());
     }
     answer(handle.now())
 }

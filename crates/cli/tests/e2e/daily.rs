@@ -54,7 +54,8 @@ fn an_undo_goes_back_and_an_undo_of_it_forward_again() {
 #[test]
 fn a_running_guest_is_backed_up_without_noticing() {
     let mut world = World::new();
-    world.computer("a");
+    world.stage.start_host_with("a", &["--publish-minutes", "1"]).unwrap();
+    world.log_in("a");
     world.start("a");
     for round in 0..3 {
         world.write("a", "page", &round.to_string());
@@ -63,6 +64,15 @@ fn a_running_guest_is_backed_up_without_noticing() {
     }
     let versions = world.status("a")["user_disk"]["version"].as_u64().unwrap();
     assert!(versions >= 4, "{versions}");
+    world.write("a", "page", "by the clock");
+    let backed_up = |status: &serde_json::Value| {
+        let disk = &status["user_disk"];
+        disk["version"].as_u64().is_some_and(|version| version > versions)
+            && disk["backlog_bytes"] == 0
+    };
+    let status = world.wait_for("a", "backed up by itself", backed_up);
+    assert_eq!(status["state"], "running");
+    let versions = status["user_disk"]["version"].as_u64().unwrap();
     world.write("a", "page", "2");
     // What runs is asked for its backup: this does not wait for the next one's time.
     world.stage.on("a", &["status", "tiny", "--wait"]).unwrap();
@@ -81,6 +91,21 @@ fn a_running_guest_is_backed_up_without_noticing() {
     world.computer("b");
     world.start("b");
     assert_eq!(world.read("b", "page"), "2");
+}
+
+#[test]
+fn an_end_that_nobody_wanted_is_explained_and_one_from_inside_is_not_a_fault() {
+    let mut world = World::new();
+    world.computer("a");
+    world.start("a");
+    signal(world.guest_pid("a").unwrap(), "KILL");
+    let is_off = |status: &serde_json::Value| status["state"] == "off";
+    let status = world.wait_for("a", "off", is_off);
+    assert!(status["reason"].as_str().is_some_and(|why| why.contains("QEMU ended")), "{status}");
+    world.start("a");
+    world.stage.try_on("a", &["exec", "tiny", "--", "/sbin/shutdown"]).unwrap();
+    let status = world.wait_for("a", "off", is_off);
+    assert!(status["reason"].is_null(), "{status}");
 }
 
 #[test]

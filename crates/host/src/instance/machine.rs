@@ -40,6 +40,8 @@ pub(super) struct Running {
     _place: Place,
     helpers: Vec<AbortOnDropHandle<()>>,
     pub(super) agent_seen: bool,
+    /// Whether QEMU said that it ends.
+    pub(super) takes_leave: bool,
     pub(super) ending: Option<AbortOnDropHandle<()>>,
     pub(super) resuming: Option<AbortOnDropHandle<()>>,
 }
@@ -166,6 +168,7 @@ impl Owner {
             _place: place,
             helpers,
             agent_seen: false,
+            takes_leave: false,
             ending: None,
             resuming: None,
         });
@@ -229,8 +232,8 @@ impl Owner {
         AbortOnDropHandle::new(tokio::spawn(async move {
             let mut last = None;
             loop {
-                let reason = late.borrow_and_update().as_ref().map(|late| late.reason.clone());
-                let reason = reason.map(|reason| format!("waits for data: {reason}"));
+                let late_now = late.borrow_and_update().clone();
+                let reason = late_now.map(|late| format!("waits for data: {}", late.reason.text));
                 if reason != last {
                     last.clone_from(&reason);
                     let fact = Fact::Held(Hold::Late(export.clone()), reason);

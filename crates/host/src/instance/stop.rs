@@ -66,7 +66,7 @@ impl Owner {
         if self.process().is_none() {
             return;
         }
-        let fault = self.starting.as_ref().map(|_| "the machine ended while it started".to_owned());
+        let fault = self.why_ended();
         self.tell(Event::Gone { fault }).await;
         self.show();
         if let Some(starting) = self.starting.take() {
@@ -85,8 +85,25 @@ impl Owner {
         self.pursue().await;
     }
 
-    /// QEMU said something: it holds the guest itself when a disk cannot be read or written.
+    /// What went wrong, if nobody wanted the machine to end.
+    fn why_ended(&self) -> Option<String> {
+        if self.starting.is_some() {
+            return Some("the machine ended while it started".to_owned());
+        }
+        let is_up = matches!(self.life.state(), State::Running { .. } | State::Paused { .. });
+        let takes_leave = self.machine.as_ref().is_some_and(|machine| machine.takes_leave);
+        (is_up && !takes_leave).then(|| {
+            "QEMU ended by itself or was killed; what the guest had written to its user disk is there".to_owned()
+        })
+    }
+
+    /// QEMU said something: it ends, or it holds the guest itself because a disk cannot be read or written.
     pub(super) async fn machine_said(&mut self, event: &QmpEvent) {
+        if event.name == "SHUTDOWN"
+            && let Some(machine) = &mut self.machine
+        {
+            machine.takes_leave = true;
+        }
         if event.name != "BLOCK_IO_ERROR" || event.data["action"] != "stop" {
             return;
         }
