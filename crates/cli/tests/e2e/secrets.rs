@@ -9,8 +9,11 @@ use super::world::{PASSWORD, World};
 #[test]
 fn no_secret_is_in_a_log_among_arguments_or_in_a_readable_file() {
     let mut world = World::new();
-    world.computer("a");
+    world.stage.start_host_with("a", &["--log", "trace"]).unwrap();
+    world.log_in("a");
     world.start("a");
+    world.write("a", "page", "backed up");
+    world.stage.on("a", &["publish", "tiny"]).unwrap();
     let token = world.stage.admin(&["token", "create"]).unwrap();
     let token = token["secret"].as_str().unwrap().to_owned();
     let arguments: String = world
@@ -26,11 +29,30 @@ fn no_secret_is_in_a_log_among_arguments_or_in_a_readable_file() {
     for name in ["server.log", "a.log"] {
         logs.push_str(&std::fs::read_to_string(world.path(name)).unwrap());
     }
-    for secret in [PASSWORD, &token, "PRIVATE KEY"] {
+    assert!(logs.contains("TRACE"), "the host does not log all that it can");
+    let mut secrets = Vec::new();
+    secrets_below(&world.stage.runtime("a"), &mut secrets);
+    assert!(!secrets.is_empty(), "the session keeps no secret");
+    for secret in
+        [PASSWORD, &token, "PRIVATE KEY"].into_iter().chain(secrets.iter().map(|it| &**it))
+    {
         assert!(!logs.contains(secret), "{secret} is in a log or among arguments");
     }
     for root in ["server", "a", "keys", "r"] {
         check_files(&world.path(root));
+    }
+}
+
+/// What the files below a directory say under `secret`.
+fn secrets_below(path: &Path, secrets: &mut Vec<String>) {
+    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            secrets_below(&entry.path(), secrets);
+        } else if entry.file_type().unwrap().is_file() {
+            let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+            let record: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+            secrets.extend(record["secret"].as_str().map(str::to_owned));
+        }
     }
 }
 
