@@ -8,7 +8,6 @@
 mod story;
 
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -16,6 +15,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use xtask::stage::Stage;
+
+use crate::root;
 
 /// What the demo found out; the names of the fields are part of the interface.
 #[derive(Debug, Default, Serialize)]
@@ -47,17 +48,28 @@ struct Step {
 
 /// Plays the story.
 pub fn run() -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent")?;
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent")?;
     let keep = std::env::var("KEEP").is_ok_and(|value| !matches!(value.as_str(), "" | "0"));
     let started = Instant::now();
-    say("building the program: 10 to 30 minutes the first time, seconds after that");
-    let command = build(root)?;
-    say(&format!("{:>7.1} s  build the program", started.elapsed().as_secs_f64()));
+    let command = match std::env::args_os().nth(2) {
+        Some(built) => PathBuf::from(built),
+        None => {
+            say("building the program: some minutes the first time, seconds after that");
+            let built = build(checkout)?;
+            say(&format!("{:>7.1} s  build the program", started.elapsed().as_secs_f64()));
+            built
+        }
+    };
+    if !root::is_root()? {
+        let status = root::again()?.arg("demo").arg(command).status().context("cannot run sudo")?;
+        anyhow::ensure!(status.success(), "the demo failed");
+        return Ok(());
+    }
 
-    let mut stage = empty_stage(root, command)?;
+    let mut stage = empty_stage(checkout, command)?;
     let started = Instant::now();
     let mut report = Report::default();
-    let played = story::play(&mut stage, &root.join("appliances/debian"), &mut report, keep);
+    let played = story::play(&mut stage, &checkout.join("appliances/debian"), &mut report, keep);
     report.seconds = started.elapsed().as_secs_f64();
     if keep && played.is_ok() {
         say(&how_to_look_around(&stage)?);
@@ -73,24 +85,23 @@ pub fn run() -> Result<()> {
 }
 
 /// Builds the command and returns where it is.
-fn build(root: &Path) -> Result<PathBuf> {
+fn build(checkout: &Path) -> Result<PathBuf> {
     let status = Command::new(env!("CARGO"))
         .args(["build", "--release", "--package", "collective-cli"])
-        .current_dir(root)
+        .current_dir(checkout)
         .status()?;
     if !status.success() {
         bail!("cannot build the program");
     }
     let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), Into::into);
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| checkout.join("target"), Into::into);
     Ok(target.join("release/collective"))
 }
 
 /// Makes the stage; what an earlier demo left is ended and removed, but for downloaded packages.
-fn empty_stage(root: &Path, command: PathBuf) -> Result<Stage> {
-    let directory = root.join("target/demo");
-    let user = std::fs::metadata("/proc/self").context("cannot tell whose process this is")?.uid();
-    let runtime = std::env::temp_dir().join(runtime_name(root, user));
+fn empty_stage(checkout: &Path, command: PathBuf) -> Result<Stage> {
+    let directory = checkout.join("target/demo");
+    let runtime = std::env::temp_dir().join(runtime_name(checkout, root::user()?));
     Stage::set(command.clone(), directory.clone(), runtime.clone())?.end_all()?;
     let old = ["server", "a", "b", "images", "keys"].map(|name| directory.join(name));
     for path in old.iter().chain([&runtime]).filter(|path| path.exists()) {
@@ -114,10 +125,10 @@ fn end(stage: &mut Stage) -> Result<()> {
 
 /// Names the directory of the sockets: short, because the system allows 107 bytes for a socket's path, and another one
 /// for each checkout and user, because a demo ends what it finds running there.
-fn runtime_name(root: &Path, user: u32) -> String {
+fn runtime_name(checkout: &Path, user: u32) -> String {
     // FNV-1a; a name that differs is all that is wanted.
     let user = user.to_le_bytes();
-    let bytes = root.as_os_str().as_bytes().iter().chain(&user);
+    let bytes = checkout.as_os_str().as_bytes().iter().chain(&user);
     let hash = bytes
         .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
     format!("collective-demo-{hash:08x}")

@@ -4,6 +4,7 @@
 //! are installed; `demo` does the main job with the built command, as a person would type it. Each task is a module.
 
 mod demo;
+mod root;
 mod test;
 mod tidy;
 

@@ -1,6 +1,7 @@
 //! What happens in the demo, step by step; each step checks what it claims.
 
-use std::os::unix::fs::MetadataExt;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -45,12 +46,10 @@ fn open_school(stage: &mut Stage, report: &mut Report) -> Result<Server> {
         Ok(shown)
     })?;
     report.step("create an administrator, the user ann and her group", |_| {
-        let password = stage.path("password");
-        std::fs::write(&password, PASSWORD)?;
-        let password = password.to_str().context("the demo's directory is not UTF-8")?;
+        let password = secret_file(stage, "password", PASSWORD)?;
         stage.admin(&["group", "add", "staff"])?;
-        stage.admin(&["user", "add", "root", "--administrator", "--password-file", password])?;
-        stage.admin(&["user", "add", "ann", "--group", "staff", "--password-file", password])?;
+        stage.admin(&["user", "add", "root", "--administrator", "--password-file", &password])?;
+        stage.admin(&["user", "add", "ann", "--group", "staff", "--password-file", &password])?;
         Ok(String::new())
     })?;
     server.context("the server was started")
@@ -200,14 +199,22 @@ fn publish(stage: &Stage, version: &str) -> Result<Value> {
     stage.admin(&["appliance", "publish", "debian", "--built", &built, "--keys", &keys])
 }
 
+/// Writes what only its owner may read; returns the path.
+fn secret_file(stage: &Stage, name: &str, secret: &str) -> Result<String> {
+    let path = stage.path(name);
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    file.write_all(secret.as_bytes())?;
+    path.into_os_string().into_string().ok().context("the demo's directory is not UTF-8")
+}
+
 fn log_in(stage: &mut Stage, host: &str, server: &Server) -> Result<String> {
     stage.start_host(host)?;
     let token = stage.admin(&["token", "create", "--note", host])?;
-    let secret = token["secret"].as_str().context("the token's secret")?.to_owned();
-    let file = stage.path("token");
-    std::fs::write(&file, secret)?;
-    let (file, password) = (file.to_string_lossy().into_owned(), stage.path("password"));
-    let password = password.to_string_lossy().into_owned();
+    let secret = token["secret"].as_str().context("the token's secret")?;
+    let file = secret_file(stage, "token", secret)?;
+    let password = secret_file(stage, "password", PASSWORD)?;
     let name = format!("computer-{host}");
     let mut words = vec!["join", server.url.as_str(), "--fingerprint", &server.fingerprint];
     words.extend(["--name", &name, "--token-file", &file]);
