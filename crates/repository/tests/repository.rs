@@ -4,6 +4,11 @@
 #[path = "repository/world.rs"]
 mod world;
 
+#[path = "repository/s3_server.rs"]
+mod s3_server;
+
+#[path = "repository/backends.rs"]
+mod backends;
 #[path = "repository/damage.rs"]
 mod damage;
 #[path = "repository/frozen.rs"]
@@ -18,6 +23,8 @@ mod publish;
 mod reference;
 #[path = "repository/repack.rs"]
 mod repack;
+#[path = "repository/s3.rs"]
+mod s3;
 #[path = "repository/stall.rs"]
 mod stall;
 #[path = "repository/trim.rs"]

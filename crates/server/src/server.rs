@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use collective_api::trust::{Anchor, Fingerprint, SERVER_NAME};
 use collective_model::{Error, ErrorKind, IoResultExt, Result, ResultExt};
+use collective_repository::backend::Bucket;
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use tokio::net::{TcpListener, UnixListener};
@@ -20,6 +21,7 @@ use crate::authority::{Authority, Lives, SERVER_LIFE};
 use crate::database::{Database, Value};
 use crate::files::make_private_directory;
 use crate::listener::{Connections, CurrentCertificate};
+use crate::objects::Objects;
 use crate::routes;
 use crate::state::{AUDIT_LINES_MAX, State};
 
@@ -27,8 +29,6 @@ use crate::state::{AUDIT_LINES_MAX, State};
 const SOCKET_FILE: &str = "admin.sock";
 /// What a second server on the directory finds locked.
 const LOCK_FILE: &str = "server.lock";
-/// Where the objects are.
-const REPOSITORIES: &str = "repositories";
 /// A socket's path must fit the kernel's address (108 bytes, with room for a zero).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// How long running requests may go on after the server was told to stop.
@@ -45,6 +45,8 @@ pub struct ServerOptions {
     pub listen: SocketAddr,
     /// A PostgreSQL URL; SQLite in the directory without one.
     pub database: Option<String>,
+    /// A bucket for the objects of repositories; a directory in the server's own without one.
+    pub objects: Option<Bucket>,
     /// How long the certificates of hosts and devices are good, which they renew in time; the usual lives without one.
     pub certificate_life: Option<Duration>,
 }
@@ -53,8 +55,9 @@ impl fmt::Debug for ServerOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The URL may have a password in it.
         let database = if self.database.is_some() { "postgres" } else { "sqlite" };
-        let Self { dir, listen, .. } = self;
-        write!(f, "ServerOptions {{ dir: {dir:?}, listen: {listen}, database: {database} }}")
+        let Self { dir, listen, objects, .. } = self;
+        write!(f, "ServerOptions {{ dir: {dir:?}, listen: {listen}, ")?;
+        write!(f, "database: {database}, objects: {objects:?} }}")
     }
 }
 
@@ -83,14 +86,13 @@ impl Server {
         let lives = Lives::new(options.certificate_life)?;
         make_private_directory(dir)?;
         let lock = lock_directory(dir)?;
-        let repositories = dir.join(REPOSITORIES);
-        make_private_directory(&repositories)?;
         let now = std::time::SystemTime::now().into();
         let authority = Authority::open_or_create(dir, now)?;
         let fingerprint = Anchor(authority.certificate_pem().to_owned()).fingerprint()?;
         let database = Database::open(options.database.as_deref(), dir).await?;
-        let state = State::new(database, authority, lives, repositories.clone());
-        routes::repository::repair(&state, &repositories).await?;
+        let objects = Objects::open(options.objects, dir, &fingerprint).await?;
+        let state = State::new(database, authority, lives, objects);
+        routes::repository::repair(&state).await?;
         let shown = options.listen;
         let listener = TcpListener::bind(shown).await.or_io(|| format!("cannot listen on {shown}"));
         let listener = listener.map_err(|error| match error.kind() {

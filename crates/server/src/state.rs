@@ -1,16 +1,15 @@
 //! What all requests share: the database, the authority, the objects, and the few bounds on concurrent work.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use collective_model::{Error, ErrorKind, RepositoryId, Result, ResultExt, Timestamp};
-use collective_repository::backend::Directory;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::authority::{Authority, Lives};
 use crate::database::{Database, Transaction, Value, text};
 use crate::guesses::Guesses;
+use crate::objects::Objects;
 
 /// Passwords that are checked at a time: each takes 19 MB and a processor.
 const PASSWORD_CHECKS_MAX: usize = 2;
@@ -30,7 +29,7 @@ pub struct State {
     pub authority: Authority,
     pub lives: Lives,
     guesses: Mutex<Guesses>,
-    repositories: PathBuf,
+    pub objects: Objects,
     pub password_checks: Semaphore,
     pub uploads: Semaphore,
     pub publications: Semaphore,
@@ -42,14 +41,14 @@ impl State {
         database: Database,
         authority: Authority,
         lives: Lives,
-        repositories: PathBuf,
+        objects: Objects,
     ) -> Arc<Self> {
         Arc::new(Self {
             database,
             authority,
             lives,
             guesses: Mutex::default(),
-            repositories,
+            objects,
             password_checks: Semaphore::new(PASSWORD_CHECKS_MAX),
             uploads: Semaphore::new(UPLOADS_MAX),
             publications: Semaphore::new(PUBLICATIONS_MAX),
@@ -65,16 +64,6 @@ impl State {
     /// Does something with the counts of guesses; never across a wait.
     pub fn guesses<T>(&self, work: impl FnOnce(&mut Guesses) -> T) -> T {
         work(&mut self.guesses.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Returns where the objects of a repository are, which need not exist.
-    pub fn repository_path(&self, id: RepositoryId) -> PathBuf {
-        self.repositories.join(id.to_string())
-    }
-
-    /// Opens the objects of a repository.
-    pub fn objects(&self, id: RepositoryId) -> Result<Directory> {
-        Directory::open(self.repository_path(id))
     }
 
     /// Waits for a turn.

@@ -4,6 +4,8 @@
 
 #[path = "server/cluster.rs"]
 mod cluster;
+#[path = "../../repository/tests/repository/s3_server.rs"]
+mod s3_server;
 #[path = "server/world.rs"]
 mod world;
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use collective_model::Result;
+use collective_repository::backend::Bucket;
 use collective_server::{Server, ServerOptions};
 use serde::Serialize;
 
@@ -31,6 +32,17 @@ pub struct Arguments {
     /// environment, not here
     #[arg(long, value_name = "URL", env = "COLLECTIVE_DATABASE", hide_env_values = true)]
     database: Option<String>,
+    /// Where the objects of repositories are kept, instead of in DIR: a bucket of an S3 store, and a prefix in it
+    ///
+    /// Credentials, region and endpoint are taken from the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION,
+    /// AWS_ENDPOINT_URL and the like.
+    #[arg(
+        long,
+        value_name = "s3://BUCKET/PREFIX",
+        env = "COLLECTIVE_OBJECTS",
+        hide_env_values = true
+    )]
+    objects: Option<String>,
     /// How long certificates of computers and log-ins are good; they renew them in time [default: 90d and 30d]
     ///
     /// A computer that cannot reach the server for longer has to be logged in at again.
@@ -58,12 +70,21 @@ fn url(address: SocketAddr, name: &str) -> String {
     }
 }
 
+/// Opens a bucket as the environment says.
+fn bucket(place: &str) -> Result<Bucket> {
+    let variables = std::env::vars_os();
+    let readable = variables
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    Bucket::open(place, readable)
+}
+
 pub async fn run(arguments: Arguments, context: &Context) -> Result<()> {
     arguments.daemon.start_log()?;
     let dir = arguments.dir.unwrap_or_else(|| context.directories.server.clone());
     let (listen, database) = (arguments.listen, arguments.database);
     let certificate_life = arguments.certificate_life.map(|Span(life)| life);
-    let options = ServerOptions { dir: dir.clone(), listen, database, certificate_life };
+    let objects = arguments.objects.as_deref().map(bucket).transpose()?;
+    let options = ServerOptions { dir: dir.clone(), listen, database, objects, certificate_life };
     let server = Server::start(options).await?;
     let facts = Facts {
         url: url(server.address, &rustix::system::uname().nodename().to_string_lossy()),

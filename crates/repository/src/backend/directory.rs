@@ -16,17 +16,21 @@ use bytes::Bytes;
 use collective_model::{
     Epoch, Error, ErrorKind, IoResultExt, Result, ResultExt, Timestamp, Version,
 };
+use futures::stream::{self, StreamExt};
 
-use super::incoming::Incoming;
+use super::incoming::{Incoming, IncomingFile};
 use super::memory::missing;
 use super::{
-    Backend, Commit, Exclusive, Listed, ObjectName, Pieces, check_commit, check_limit,
-    decode_latest, encode_latest, not_found, one_piece, too_short,
+    Backend, Commit, Exclusive, Listed, ObjectName, Pieces, Receive, check_commit, check_limit,
+    decode_latest, encode_latest, not_found, too_short,
 };
 use crate::manifest::Manifest;
 
 /// How one-time names start; no object has such a name.
 const TEMPORARY_PREFIX: &str = ".tmp-";
+
+/// Bytes that are read and passed on at a time.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// Directories below the root at most (`packs/ab/…`): what `list` walks into.
 const MAX_DEPTH: usize = 3;
@@ -67,24 +71,6 @@ impl Directory {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.root
-    }
-
-    /// Begins an object that arrives piece by piece.
-    ///
-    /// # Errors
-    /// `Unavailable` if the disk is full.
-    pub async fn receive(&self, name: ObjectName) -> Result<Incoming> {
-        self.blocking(move |this| {
-            let path = this.file(&name);
-            let parent = path.parent().expect("a name joined to the root has a parent");
-            this.make_directory(parent)?;
-            let file = tempfile::Builder::new()
-                .prefix(TEMPORARY_PREFIX)
-                .tempfile_in(parent)
-                .or_io(|| format!("cannot store {name}"))?;
-            Ok(Incoming { name, file, path })
-        })
-        .await
     }
 
     fn file(&self, name: &ObjectName) -> PathBuf {
@@ -298,7 +284,14 @@ impl Backend for Directory {
     }
 
     async fn stream(&self, name: &ObjectName, range: Range<u64>) -> Result<Pieces> {
-        self.read(name, Some(range)).await.map(one_piece)
+        let (this, name, end) = (self.clone(), *name, range.end);
+        let starts = stream::iter(range.step_by(PIECE_BYTES));
+        let pieces = starts.then(move |start| {
+            let this = this.clone();
+            let piece = start..end.min(start + PIECE_BYTES as u64);
+            async move { this.read(&name, Some(piece)).await }
+        });
+        Ok(pieces.boxed())
     }
 
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {
@@ -335,5 +328,22 @@ impl Backend for Directory {
 
     async fn remove_leftovers(&self, before: Timestamp) -> Result<u64> {
         self.blocking(move |this| this.remove_leftovers_now(before)).await
+    }
+}
+
+#[async_trait]
+impl Receive for Directory {
+    async fn receive(&self, name: ObjectName) -> Result<Box<dyn Incoming>> {
+        self.blocking(move |this| {
+            let path = this.file(&name);
+            let parent = path.parent().expect("a name joined to the root has a parent");
+            this.make_directory(parent)?;
+            let file = tempfile::Builder::new()
+                .prefix(TEMPORARY_PREFIX)
+                .tempfile_in(parent)
+                .or_io(|| format!("cannot store {name}"))?;
+            Ok(Box::new(IncomingFile { name, file, path }) as Box<dyn Incoming>)
+        })
+        .await
     }
 }

@@ -1,46 +1,68 @@
 //! An object that arrives piece by piece and is never in memory as a whole: what a server does with an upload.
 //!
-//! It is a file under a one-time name until [`Incoming::keep`]; dropped before that, or after a crash, nothing of it counts.
+//! It counts from [`Incoming::keep`] on; dropped before that, or after a crash, nothing of it does. In a directory it is a file under a
+//! one-time name until then; an S3 store holds its parts apart.
 
+use std::fmt::Debug;
 use std::io::Write;
 use std::path::PathBuf;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use collective_model::{ErrorKind, IoResultExt, Result, ResultExt};
 use tempfile::NamedTempFile;
 
-use super::ObjectName;
 use super::directory::sync_directory;
+use super::{Backend, ObjectName};
 
-/// An object that is not there yet.
-#[derive(Debug)]
-pub struct Incoming {
-    pub(super) name: ObjectName,
-    pub(super) file: NamedTempFile,
-    pub(super) path: PathBuf,
+/// Keeps objects that arrive piece by piece: what a server has its repositories in.
+#[async_trait]
+pub trait Receive: Backend {
+    /// Begins an object.
+    ///
+    /// # Errors
+    /// `Unavailable` if there is no room, or the store cannot be reached now.
+    async fn receive(&self, name: ObjectName) -> Result<Box<dyn Incoming>>;
 }
 
-impl Incoming {
+/// An object that is not there yet.
+#[async_trait]
+pub trait Incoming: Send + Debug {
     /// Appends a piece.
     ///
     /// # Errors
-    /// `Unavailable` if the disk is full; then nothing is left of the object.
-    pub async fn append(self, piece: Bytes) -> Result<Self> {
-        self.blocking(move |mut this| {
-            let failed = || format!("cannot store {}", this.name);
-            this.file.as_file_mut().write_all(&piece).or_io(failed)?;
-            Ok(this)
-        })
-        .await
-    }
+    /// `Unavailable` if there is no room, or the store cannot be reached now; then nothing is left of the object.
+    async fn append(self: Box<Self>, piece: Bytes) -> Result<Box<dyn Incoming>>;
 
     /// Makes it an object, durably and at once.
     ///
     /// # Errors
     /// As [`append`](Self::append).
-    pub async fn keep(self) -> Result<()> {
+    async fn keep(self: Box<Self>) -> Result<()>;
+}
+
+/// An object that becomes a file.
+#[derive(Debug)]
+pub(super) struct IncomingFile {
+    pub(super) name: ObjectName,
+    pub(super) file: NamedTempFile,
+    pub(super) path: PathBuf,
+}
+
+#[async_trait]
+impl Incoming for IncomingFile {
+    async fn append(self: Box<Self>, piece: Bytes) -> Result<Box<dyn Incoming>> {
+        self.blocking(move |mut this| {
+            let failed = || format!("cannot store {}", this.name);
+            this.file.as_file_mut().write_all(&piece).or_io(failed)?;
+            Ok(this as Box<dyn Incoming>)
+        })
+        .await
+    }
+
+    async fn keep(self: Box<Self>) -> Result<()> {
         self.blocking(|this| {
-            let Self { name, file, path } = this;
+            let Self { name, file, path } = *this;
             let failed = || format!("cannot store {name}");
             file.as_file().sync_all().or_io(failed)?;
             file.persist(&path).map_err(|error| error.error).or_io(failed)?;
@@ -48,10 +70,12 @@ impl Incoming {
         })
         .await
     }
+}
 
+impl IncomingFile {
     async fn blocking<T: Send + 'static>(
-        self,
-        work: impl FnOnce(Self) -> Result<T> + Send + 'static,
+        self: Box<Self>,
+        work: impl FnOnce(Box<Self>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         tokio::task::spawn_blocking(move || work(self))
             .await

@@ -12,7 +12,7 @@ use collective_model::{ApplianceName, Error, ErrorKind, RepositoryId, Result, Si
 use collective_repository::backend::Backend;
 use collective_repository::{Descriptor, Kind, PruneOptions, Repository, Trust};
 
-use super::repository::{create_objects, delete_repository, insert_repository, remove_objects};
+use super::repository::{delete_repository, insert_repository, remove_objects};
 use super::{Input, absent, exists_already};
 use crate::answer::Answer;
 use crate::caller::Caller;
@@ -64,7 +64,7 @@ pub async fn create(
     inserted.map_err(|error| exists_already(error, "appliance", &request.name))?;
     let what = format!("created appliance {}", request.name);
     state.audit(&mut transaction, &caller.audit_name(), what).await?;
-    create_objects(&state, &request.repository).await?;
+    state.objects.create(&request.repository).await?;
     transaction.commit().await?;
     Ok(Json(find(&state, &request.name).await?))
 }
@@ -156,7 +156,7 @@ async fn appliance(state: &State, row: &Row) -> Result<Appliance> {
     let sql = "select group_name from grants where appliance = $1 order by group_name";
     let rows = state.database.read(sql, &[text(&name)]).await?;
     let groups = rows.iter().map(|row| row.parse(0)).collect::<Result<_>>()?;
-    let objects = state.objects(repository.id)?.list("").await?;
+    let objects = state.objects.repository(repository.id)?.list("").await?;
     let stored_bytes = objects.iter().map(|object| object.size_bytes).sum();
     let head = Version::new(row.integer(2)?.unsigned_abs());
     Ok(Appliance { name, repository, head, groups, stored_bytes })
@@ -164,5 +164,5 @@ async fn appliance(state: &State, row: &Row) -> Result<Appliance> {
 
 async fn open(state: &State, descriptor: &Descriptor) -> Result<Repository> {
     let trust = Trust { id: descriptor.id, publisher: descriptor.publisher, secret: None };
-    Repository::open(Arc::new(state.objects(descriptor.id)?), trust).await
+    Repository::open(state.objects.repository(descriptor.id)?, trust).await
 }

@@ -5,7 +5,6 @@
 //! reader is told the head from SQL, and a manifest beyond it does not exist, so a crash in between shows nobody half a version.
 
 use std::collections::HashSet;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,10 +17,10 @@ use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use collective_api::server::EPOCH_HEADER;
 use collective_model::{
-    Epoch, Error, ErrorKind, IoResultExt, RepositoryId, Result, ResultExt, Timestamp, Version,
+    Epoch, Error, ErrorKind, RepositoryId, Result, ResultExt, Timestamp, Version,
 };
 use collective_repository::backend::{
-    Backend, Commit, Directory, Listed, ObjectName, check_commit, encode_latest,
+    Backend, Commit, Listed, ObjectName, check_commit, encode_latest,
 };
 use collective_repository::{Descriptor, Manifest};
 use futures::{StreamExt, TryStreamExt};
@@ -32,11 +31,10 @@ use crate::answer::Answer;
 use crate::caller::{Caller, Device};
 use crate::database::{Transaction, Value, text};
 use crate::lock;
+use crate::objects;
 use crate::range::{Asked, asked};
 use crate::state::State;
 
-/// Bytes that are read from disk and sent at a time.
-const PIECE_BYTES: u64 = 1 << 20;
 /// Bytes of an upload that are hashed and written at a time.
 const GATHER_BYTES: usize = 1 << 20;
 /// Bytes of a refused upload that are read all the same; a whole pack is less.
@@ -45,8 +43,6 @@ const DISCARDED_BYTES: u64 = 96 << 20;
 const STALL: Duration = Duration::from_secs(60);
 /// Objects whose size is looked up at a time before a publication.
 const LOOKUPS: usize = 16;
-/// How a directory is called while it is being removed.
-const REMOVED_PREFIX: &str = ".removed-";
 
 /// What a caller may do with a repository.
 struct Access {
@@ -75,7 +71,7 @@ pub async fn list(
     if !access.may_list {
         return Err(denied(id).into());
     }
-    let mut listed = state.objects(id)?.list(&query.prefix).await?;
+    let mut listed = state.objects.repository(id)?.list(&query.prefix).await?;
     listed.retain(|object| is_published(&object.name, access.head));
     Ok(Json(listed))
 }
@@ -96,7 +92,7 @@ pub async fn read(
     if !is_published(&name, access.head) {
         return Err(missing().into());
     }
-    let objects = state.objects(id)?;
+    let objects = state.objects.repository(id)?;
     let size_bytes = objects.size(&name).await?.ok_or_else(missing)?;
     let range = headers.get(RANGE).and_then(|range| range.to_str().ok());
     let (status, part) = match asked(range, size_bytes) {
@@ -115,14 +111,11 @@ pub async fn read(
         let shown = format!("bytes {}-{}/{size_bytes}", part.start, part.end - 1);
         response = response.header(CONTENT_RANGE, shown);
     }
-    let pieces = (part.start..part.end).step_by(PIECE_BYTES as usize);
-    let pieces = futures::stream::iter(pieces).then(move |start| {
-        let (objects, end) = (objects.clone(), part.end.min(start + PIECE_BYTES));
-        async move {
-            let read = objects.read(&name, Some(start..end)).await;
-            read.inspect_err(|error| tracing::error!("{}", error.chain()))
-        }
-    });
+    let pieces = match part.is_empty() {
+        true => futures::stream::empty().boxed(),
+        false => objects.stream(&name, part).await?,
+    };
+    let pieces = pieces.inspect_err(|error| tracing::error!("{}", error.chain()));
     let response = response.body(Body::from_stream(pieces));
     Ok(response.or_error(ErrorKind::Internal, || format!("cannot send {name}"))?)
 }
@@ -261,7 +254,8 @@ async fn receive(
     pieces: &mut BodyDataStream,
 ) -> Result<()> {
     let _turn = state.turn(&state.uploads).await?;
-    let mut incoming = state.objects(id)?.receive(name).await?;
+    let objects = state.objects.repository(id)?;
+    let mut incoming = objects.receive(name).await?;
     let mut hasher = blake3::Hasher::new();
     let mut size_bytes = 0;
     let mut gathered = BytesMut::with_capacity(GATHER_BYTES);
@@ -288,7 +282,15 @@ async fn receive(
         let message = format!("{name} was not stored: its bytes have another hash");
         return Err(Error::new(ErrorKind::Corrupt, message));
     }
-    incoming.keep().await
+    incoming.keep().await?;
+    // If the repository was removed meanwhile, nobody would ever look for this again.
+    let known =
+        state.database.read("select 1 from repositories where id = $1", &[text(&id)]).await?;
+    if known.is_empty() {
+        objects.delete(&name).await?;
+        return Err(denied(id));
+    }
+    Ok(())
 }
 
 async fn next_piece(name: &ObjectName, pieces: &mut BodyDataStream) -> Result<Option<Bytes>> {
@@ -315,10 +317,10 @@ async fn publish(state: &State, access: &Access, commit: Commit) -> Result<()> {
         return Err(Error::new(ErrorKind::Invalid, message));
     }
     let _turn = state.turn(&state.publications).await?;
-    let objects = state.objects(id)?;
+    let objects = state.objects.repository(id)?;
     // Keeps a prune away, so that what is there now stays there.
     let _exclusive = objects.exclusive().await?;
-    check_objects(&objects, &manifest).await?;
+    check_objects(&*objects, &manifest).await?;
     let mut transaction = state.database.begin().await?;
     if let Some(device) = &access.locked_by {
         let lock = lock_of_repository(&mut transaction, id).await?;
@@ -336,18 +338,18 @@ async fn publish(state: &State, access: &Access, commit: Commit) -> Result<()> {
     transaction.commit().await?;
     tracing::info!(repository = %id, %version, "published");
     // The version is published. If `latest` cannot be written now, the next start of the server does it.
-    if let Err(error) = write_latest(&objects, version).await {
+    if let Err(error) = write_latest(&*objects, version).await {
         tracing::error!(repository = %id, "{}", error.chain());
     }
     Ok(())
 }
 
-async fn write_latest(objects: &Directory, version: Version) -> Result<()> {
+async fn write_latest(objects: &dyn Backend, version: Version) -> Result<()> {
     objects.write(&ObjectName::Latest, encode_latest(version).into()).await
 }
 
 /// Checks that every object that a version needs is there, and as long as its manifest says.
-async fn check_objects(objects: &Directory, manifest: &Manifest) -> Result<()> {
+async fn check_objects(objects: &dyn Backend, manifest: &Manifest) -> Result<()> {
     let needed = futures::stream::iter(manifest.objects()).map(Ok);
     needed
         .try_for_each_concurrent(LOOKUPS, |needed| async move {
@@ -381,16 +383,7 @@ pub async fn insert_repository(
         .map_err(|error| super::exists_already(error, "repository", &descriptor.id))
 }
 
-/// Makes the directory of a repository whose row is about to be committed. One that a crash left there is taken over.
-pub async fn create_objects(state: &State, descriptor: &Descriptor) -> Result<()> {
-    let path = state.repository_path(descriptor.id);
-    let made = tokio::task::spawn_blocking(move || Directory::create(path)).await;
-    let objects =
-        made.or_error(ErrorKind::Internal, || "file work was broken off".to_owned())??;
-    objects.write(&ObjectName::Descriptor, descriptor.encode().into()).await
-}
-
-/// Deletes the row of a repository and notes, in the same transaction, that its directory is to go: from then on nobody is
+/// Deletes the row of a repository and notes, in the same transaction, that its objects are to go: from then on nobody is
 /// entitled to it, and a crash before [`remove_objects`] leaves work for the next start.
 pub async fn delete_repository(transaction: &mut Transaction, id: RepositoryId) -> Result<()> {
     let sql = "insert into removals (repository) values ($1) on conflict do nothing";
@@ -398,7 +391,7 @@ pub async fn delete_repository(transaction: &mut Transaction, id: RepositoryId) 
     transaction.run("delete from repositories where id = $1", &[text(&id)]).await.map(drop)
 }
 
-/// Removes the directory of a repository whose row is gone. What cannot be removed now is removed at the next start.
+/// Removes the objects of a repository whose row is gone. What cannot be removed now is removed at the next start.
 pub async fn remove_objects(state: &State, id: RepositoryId) {
     if let Err(error) = try_remove_objects(state, id).await {
         tracing::error!(repository = %id, "{}", error.chain());
@@ -406,49 +399,34 @@ pub async fn remove_objects(state: &State, id: RepositoryId) {
 }
 
 async fn try_remove_objects(state: &State, id: RepositoryId) -> Result<()> {
-    let path = state.repository_path(id);
-    let removed = path.with_file_name(format!("{REMOVED_PREFIX}{id}"));
-    let failed = || format!("cannot remove the objects of repository {id}");
-    // The rename takes it away from running requests at once; both steps may find the other's work done by an earlier try.
-    for done in
-        [tokio::fs::rename(&path, &removed).await, tokio::fs::remove_dir_all(&removed).await]
-    {
-        match done {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            done => done.or_io(failed)?,
-        }
-    }
+    state.objects.remove(id).await?;
     let sql = "delete from removals where repository = $1";
     state.database.write(sql, &[text(&id)]).await.map(drop)
 }
 
 /// Finishes what a crash interrupted, before the first request: `latest` follows the head, what cut uploads left goes, and so do removed
-/// directories and those that were made for rows that never came.
-pub async fn repair(state: &State, directory: &Path) -> Result<()> {
-    let mut known = HashSet::new();
-    for row in state.database.read("select id, head, descriptor from repositories", &[]).await? {
-        let id: RepositoryId = row.parse(0)?;
-        known.insert(id);
-        let head = Version::new(row.integer(1)?.unsigned_abs());
-        if let Err(error) = repair_repository(state, head, row.json(2)?).await {
-            tracing::error!(repository = %id, "{}", error.chain());
-        }
-    }
-    // What has versions goes only if the database says so: with the wrong database, every directory would look forgotten.
+/// repositories and those that were made for rows that never came.
+pub async fn repair(state: &State) -> Result<()> {
+    let rows = state.database.read("select id, head, descriptor from repositories", &[]).await?;
+    let known: HashSet<RepositoryId> =
+        rows.iter().map(|row| row.parse(0)).collect::<Result<_>>()?;
+    futures::stream::iter(&rows)
+        .map(Ok)
+        .try_for_each_concurrent(LOOKUPS, |row| async move {
+            let head = Version::new(row.integer(1)?.unsigned_abs());
+            let descriptor: Descriptor = row.json(2)?;
+            let id = descriptor.id;
+            if let Err(error) = repair_repository(state, head, descriptor).await {
+                tracing::error!(repository = %id, "{}", error.chain());
+            }
+            Ok::<_, Error>(())
+        })
+        .await?;
+    // What has versions goes only if the database says so.
     for row in state.database.read("select repository from removals", &[]).await? {
         remove_objects(state, row.parse(0)?).await;
     }
-    let failed = || format!("cannot list {}", directory.display());
-    let mut entries = tokio::fs::read_dir(directory).await.or_io(failed)?;
-    while let Some(entry) = entries.next_entry().await.or_io(failed)? {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with(REMOVED_PREFIX) {
-            tokio::fs::remove_dir_all(entry.path()).await.or_io(failed)?;
-        } else if name.parse().is_ok_and(|id| !known.contains(&id)) {
-            remove_unborn(&entry.path()).await?;
-        }
-    }
-    Ok(())
+    state.objects.sweep(&known).await
 }
 
 async fn repair_repository(
@@ -457,12 +435,15 @@ async fn repair_repository(
     descriptor: Descriptor,
 ) -> Result<()> {
     let id = descriptor.id;
-    if head.is_none() && !state.repository_path(id).exists() {
+    if !state.objects.exists(id).await? {
+        if head.is_some() {
+            return Err(objects::missing(id));
+        }
         // A server with another database took it for one without a row.
-        tracing::warn!(repository = %id, "the directory of an empty repository is made again");
-        create_objects(state, &descriptor).await?;
+        tracing::warn!(repository = %id, "the place of an empty repository is made again");
+        state.objects.create(&descriptor).await?;
     }
-    let objects = state.objects(id)?;
+    let objects = state.objects.repository(id)?;
     // Nobody uploads yet, whatever the clock says.
     let freed_bytes = objects.remove_leftovers(Timestamp(i64::MAX)).await?;
     if freed_bytes > 0 {
@@ -471,27 +452,7 @@ async fn repair_repository(
     let Some(head) = head else { return Ok(()) };
     if objects.head().await.ok().flatten() != Some(head) {
         tracing::warn!(repository = %id, %head, "`latest` is brought up to the head");
-        write_latest(&objects, head).await?;
+        write_latest(&*objects, head).await?;
     }
     Ok(())
-}
-
-/// Removes a directory that no row names if there is nothing in it but what is there before the first upload.
-async fn remove_unborn(path: &Path) -> Result<()> {
-    let failed = || format!("cannot remove {}", path.display());
-    let mut files = Vec::new();
-    let mut entries = tokio::fs::read_dir(path).await.or_io(failed)?;
-    while let Some(entry) = entries.next_entry().await.or_io(failed)? {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let unborn = name == ObjectName::Descriptor.to_string() || name.starts_with('.');
-        if !unborn || !entry.file_type().await.or_io(failed)?.is_file() {
-            tracing::warn!("{} is of no repository of this database", path.display());
-            return Ok(());
-        }
-        files.push(entry.path());
-    }
-    for file in files {
-        tokio::fs::remove_file(file).await.or_io(failed)?;
-    }
-    tokio::fs::remove_dir(path).await.or_io(failed)
 }

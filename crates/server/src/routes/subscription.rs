@@ -22,7 +22,7 @@ use serde::Deserialize;
 
 use super::Input;
 use super::account::user;
-use super::repository::{create_objects, delete_repository, insert_repository, remove_objects};
+use super::repository::{delete_repository, insert_repository, remove_objects};
 use crate::answer::Answer;
 use crate::caller::{Caller, Device};
 use crate::database::{Row, Transaction, Value, text};
@@ -109,7 +109,7 @@ pub async fn subscribe(
         transaction.run(sql, &values).await?;
         let what = format!("subscribed to {}", request.appliance);
         state.audit(&mut transaction, &caller.audit_name(), what).await?;
-        create_objects(&state, &request.repository).await?;
+        state.objects.create(&request.repository).await?;
         transaction.commit().await
     };
     let made = made.await;

@@ -16,7 +16,7 @@ use collective_repository::{
 };
 
 use crate::lock::take;
-use crate::world::{World, debian, new_id, on_both_databases, open};
+use crate::world::{World, debian, new_id, on_both_databases, on_s3, open};
 
 on_both_databases! {
     what_an_administrator_publishes_an_entitled_person_reads_and_nobody_else
@@ -29,6 +29,21 @@ on_both_databases! {
     what_a_kill_left_of_uploads_and_of_new_repositories_is_swept_at_the_start
     verify_and_prune_work_where_the_objects_are
     a_removed_appliance_takes_its_objects_along
+}
+
+on_s3! {
+    what_an_administrator_publishes_an_entitled_person_reads_and_nobody_else
+    ranges_are_served_as_asked
+    a_lying_upload_is_refused_and_leaves_nothing
+    what_is_not_published_is_not_there_and_what_is_published_stays
+    a_publication_needs_its_objects_its_signature_and_its_number
+    a_host_that_lost_the_lock_can_neither_upload_nor_publish
+    a_crash_between_head_and_latest_is_repaired
+    verify_and_prune_work_where_the_objects_are
+    a_removed_appliance_takes_its_objects_along
+    a_store_of_another_server_is_refused
+    what_a_kill_left_in_a_store_is_swept_at_the_start
+    objects_that_are_elsewhere_are_told_and_nothing_is_put_in_their_place
 }
 
 const DISK_BYTES: u64 = 1 << 20;
@@ -127,7 +142,7 @@ async fn a_publication_needs_its_objects_its_signature_and_its_number(world: Wor
 
     // The same version prepared elsewhere, without its packs.
     let pack = a_pack(&world).await.1;
-    let path = world.dir.path().join("repositories").join(repository_id(&world).await.to_string());
+    let path = world.repositories().join(repository_id(&world).await.to_string());
     std::fs::remove_file(path.join(pack.to_string())).unwrap();
     let error = republish(&world, &key).await.unwrap_err();
     assert!(error.chain().contains(&pack.to_string()), "{}", error.chain());
@@ -172,7 +187,7 @@ async fn a_crash_between_head_and_latest_is_repaired(mut world: World) {
     publish_system(&world, &key, 2).await.unwrap();
     let id = repository_id(&world).await;
     world.stop().await;
-    let path = world.dir.path().join("repositories").join(id.to_string()).join("latest");
+    let path = world.repositories().join(id.to_string()).join("latest");
     let right = std::fs::read(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
     world.start().await.unwrap();
@@ -190,7 +205,7 @@ async fn what_a_kill_left_of_uploads_and_of_new_repositories_is_swept_at_the_sta
     let empty = world.admin.appliance(&"empty".parse().unwrap()).await.unwrap().repository.id;
     let id = repository_id(&world).await;
     world.stop().await;
-    let repositories = world.dir.path().join("repositories");
+    let repositories = world.repositories();
     let before = files(&world);
     for place in ["", "packs", "versions/1"] {
         std::fs::write(repositories.join(id.to_string()).join(place).join(".tmp-abc"), "x")
@@ -227,7 +242,7 @@ async fn verify_and_prune_work_where_the_objects_are(world: World) {
     let report = world.admin.prune_appliance(&debian(), &request).await.unwrap();
     assert_eq!(report.versions, [Version::FIRST]);
     // The packs of version 1 are swept later, so only the other one is damage.
-    let path = world.dir.path().join("repositories").join(repository_id(&world).await.to_string());
+    let path = world.repositories().join(repository_id(&world).await.to_string());
     for pack in admin_objects(&world).await.list("packs/").await.unwrap() {
         let path = path.join(pack.name.to_string());
         let mut bytes = std::fs::read(&path).unwrap();
@@ -246,6 +261,55 @@ async fn a_removed_appliance_takes_its_objects_along(world: World) {
     assert_eq!(files(&world), 0);
     assert_eq!(world.admin.appliance(&debian()).await.unwrap_err().kind(), ErrorKind::NotFound);
     assert!(world.admin.grants().await.unwrap().is_empty());
+}
+
+async fn a_store_of_another_server_is_refused(world: World) {
+    let another = tempfile::tempdir().unwrap();
+    let bucket = world.s3.as_ref().unwrap().bucket();
+    let error = crate::world::start(another.path(), None, Some(bucket)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error:?}");
+    assert!(error.chain().contains("another server's"), "{error:?}");
+}
+
+async fn what_a_kill_left_in_a_store_is_swept_at_the_start(mut world: World) {
+    let key = world.peopled().await;
+    publish_system(&world, &key, 1).await.unwrap();
+    world.appliance("empty").await;
+    let empty = world.admin.appliance(&"empty".parse().unwrap()).await.unwrap().repository.id;
+    world.stop().await;
+    let before = files(&world);
+    let bucket = world.s3.as_ref().unwrap().bucket();
+    let put = async |byte, name| {
+        let objects = bucket.repository(&RepositoryId([byte; 16]).to_string());
+        objects.write(&name, Bytes::from_static(b"{}")).await.unwrap();
+    };
+    // One was made for a row that never came; the other is of another database, and has versions.
+    put(1, ObjectName::Descriptor).await;
+    put(2, ObjectName::Descriptor).await;
+    put(2, ObjectName::Manifest(Version::FIRST)).await;
+    bucket.repository(&empty.to_string()).remove_all().await.unwrap();
+    world.start().await.unwrap();
+    assert_eq!(files(&world), before + 2, "what was there, and the two of the other database");
+    assert_eq!(world.open("empty").await.head().await.unwrap(), None);
+    publish_system(&world, &key, 2).await.unwrap();
+}
+
+async fn objects_that_are_elsewhere_are_told_and_nothing_is_put_in_their_place(mut world: World) {
+    let key = world.peopled().await;
+    publish_system(&world, &key, 1).await.unwrap();
+    let id = repository_id(&world).await;
+    world.stop().await;
+    let bucket = world.s3.as_ref().unwrap().bucket();
+    let kept = world.repositories().with_file_name("kept");
+    std::fs::rename(world.repositories().join(id.to_string()), &kept).unwrap();
+    world.start().await.unwrap();
+    assert_eq!(bucket.repository(&id.to_string()).list("").await.unwrap(), []);
+    world.stop().await;
+    // Objects have the same names everywhere, so they can be copied by whatever copies objects.
+    std::fs::rename(&kept, world.repositories().join(id.to_string())).unwrap();
+    world.start().await.unwrap();
+    publish_system(&world, &key, 2).await.unwrap();
+    assert_eq!(world.open("debian").await.head().await.unwrap(), Version::new(2));
 }
 
 async fn publish_system(world: &World, key: &SigningKey, seed: u8) -> Result<Published> {
@@ -329,5 +393,5 @@ fn files(world: &World) -> usize {
         let entries = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap());
         entries.map(|e| if e.path().is_dir() { count(&e.path()) } else { 1 }).sum()
     }
-    count(&world.dir.path().join("repositories"))
+    count(&world.repositories())
 }

@@ -59,7 +59,7 @@ async fn a_full_disk_is_named_and_nothing_half_is_left() {
 async fn a_full_disk_of_the_database_is_named_and_with_room_again_all_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let _disk = SmallDisk::mount(dir.path());
-    let server = start(dir.path(), None).await.unwrap();
+    let server = start(dir.path(), None, None).await.unwrap();
     let admin = ServerClient::unix(&server.socket).unwrap();
     let mut made = vec!["before".parse().unwrap()];
     admin.create_group(&made[0]).await.unwrap();

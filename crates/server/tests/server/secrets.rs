@@ -69,6 +69,7 @@ fn the_password_of_a_database_is_not_shown() {
         dir: "/tmp/x".into(),
         listen: "127.0.0.1:1".parse().unwrap(),
         database: Some("postgres://me:hunter2@db/collective".to_owned()),
+        objects: None,
         certificate_life: None,
     };
     assert!(!format!("{options:?}").contains("hunter2"));
@@ -78,7 +79,7 @@ fn the_password_of_a_database_is_not_shown() {
 async fn a_database_that_is_away_is_named_without_its_password() {
     let dir = tempfile::tempdir().unwrap();
     let url = "postgres://me:hunter2@127.0.0.1:1/collective".to_owned();
-    let error = crate::world::start(dir.path(), Some(url)).await.unwrap_err();
+    let error = crate::world::start(dir.path(), Some(url), None).await.unwrap_err();
     assert_eq!(error.kind(), collective_model::ErrorKind::Unavailable);
     assert!(error.to_string().contains("database"), "{error}");
     assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");

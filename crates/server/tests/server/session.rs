@@ -252,7 +252,7 @@ async fn a_silent_client_keeps_nobody_waiting() {
 #[tokio::test]
 async fn a_second_server_on_the_directory_is_refused() {
     let world = World::sqlite().await;
-    let error = start(world.dir.path(), None).await.unwrap_err();
+    let error = start(world.dir.path(), None, None).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(error.to_string().contains(world.dir.path().to_str().unwrap()), "{error}");
 }

@@ -1,6 +1,6 @@
 //! A server in a directory of its own, on either database, and the people and computers around it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use collective_api::identity::{DeviceKey, Identity};
@@ -11,12 +11,13 @@ use collective_api::server::{
 };
 use collective_api::trust::{Anchor, ServerAddress, contact};
 use collective_model::{ApplianceName, HostId, RepositoryId, Result};
-use collective_repository::backend::Http;
+use collective_repository::backend::{Bucket, Http};
 use collective_repository::{Descriptor, Kind, Repository, SigningKey, Trust};
 use collective_server::{Server, ServerOptions};
 use tempfile::TempDir;
 
 use crate::cluster::Cluster;
+use crate::s3_server::S3Server;
 
 /// The password of everybody.
 pub const PASSWORD: &str = "correct horse";
@@ -40,6 +41,19 @@ macro_rules! on_both_databases {
 }
 pub(crate) use on_both_databases;
 
+/// Makes one test of an async function that takes a [`World`] whose objects are in S3.
+macro_rules! on_s3 {
+    ($($name:ident)*) => {
+        mod s3 {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(crate::world::World::s3().await).await;
+            })*
+        }
+    };
+}
+pub(crate) use on_s3;
+
 /// A server and its administrator.
 pub struct World {
     pub server: Option<Server>,
@@ -48,6 +62,7 @@ pub struct World {
     pub address: ServerAddress,
     pub anchor: Anchor,
     database: Option<String>,
+    pub s3: Option<S3Server>,
     /// Held for its end: the last world stops the cluster.
     _cluster: Option<Arc<Cluster>>,
 }
@@ -66,21 +81,30 @@ pub struct Person {
 
 impl World {
     pub async fn sqlite() -> Self {
-        Self::new(None, None).await
+        Self::new(None, None, None).await
     }
 
     pub async fn postgres() -> Self {
         let cluster = Cluster::shared();
         let url = cluster.new_database();
-        Self::new(Some(url), Some(cluster)).await
+        Self::new(Some(url), Some(cluster), None).await
     }
 
-    async fn new(database: Option<String>, cluster: Option<Arc<Cluster>>) -> Self {
+    pub async fn s3() -> Self {
+        Self::new(None, None, Some(S3Server::start().await)).await
+    }
+
+    async fn new(
+        database: Option<String>,
+        cluster: Option<Arc<Cluster>>,
+        s3: Option<S3Server>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let server = start(dir.path(), database.clone()).await.unwrap();
+        let bucket = s3.as_ref().map(S3Server::bucket);
+        let server = start(dir.path(), database.clone(), bucket).await.unwrap();
         let (address, anchor) = reach(&server).await;
         let admin = ServerClient::unix(&server.socket).unwrap();
-        Self { server: Some(server), dir, admin, address, anchor, database, _cluster: cluster }
+        Self { server: Some(server), dir, admin, address, anchor, database, s3, _cluster: cluster }
     }
 
     pub async fn stop(&mut self) {
@@ -91,11 +115,18 @@ impl World {
 
     /// Starts the server again, on another port.
     pub async fn start(&mut self) -> Result<()> {
-        let server = start(self.dir.path(), self.database.clone()).await?;
+        let bucket = self.s3.as_ref().map(S3Server::bucket);
+        let server = start(self.dir.path(), self.database.clone(), bucket).await?;
         self.address = server.address.to_string().parse().unwrap();
         self.admin = ServerClient::unix(&server.socket).unwrap();
         self.server = Some(server);
         Ok(())
+    }
+
+    /// Returns where the objects of repositories are files.
+    pub fn repositories(&self) -> PathBuf {
+        let dir = self.s3.as_ref().map_or(self.dir.path().to_owned(), S3Server::files);
+        dir.join("repositories")
     }
 
     pub fn client(&self, identity: Option<&Identity>) -> ServerClient {
@@ -237,10 +268,14 @@ pub fn new_id() -> RepositoryId {
     RepositoryId(id)
 }
 
-pub async fn start(dir: &Path, database: Option<String>) -> Result<Server> {
-    let listen = "127.0.0.1:0".parse().unwrap();
-    Server::start(ServerOptions { dir: dir.to_owned(), listen, database, certificate_life: None })
-        .await
+pub async fn start(
+    dir: &Path,
+    database: Option<String>,
+    objects: Option<Bucket>,
+) -> Result<Server> {
+    let (dir, listen) = (dir.to_owned(), "127.0.0.1:0".parse().unwrap());
+    let options = ServerOptions { dir, listen, database, objects, certificate_life: None };
+    Server::start(options).await
 }
 
 async fn reach(server: &Server) -> (ServerAddress, Anchor) {
