@@ -1,4 +1,4 @@
-//! Where objects are at rest: a small seam with a directory, S3, HTTP and memory behind it.
+//! Where objects are at rest: a small seam with a directory, S3, HTTP, a registry and memory behind it.
 //!
 //! A backend keeps whole objects under [`ObjectName`]s, gives ranges of them back, and moves the head by compare-and-swap. It
 //! does not interpret bytes beyond what a commit needs, and it is not trusted: a reader checks all it gets. Writes are
@@ -11,7 +11,9 @@ mod http;
 mod incoming;
 mod memory;
 mod name;
+mod oci;
 mod s3;
+mod transfer;
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -30,6 +32,7 @@ pub use http::Http;
 pub use incoming::{Incoming, Receive};
 pub use memory::Memory;
 pub use name::{ObjectName, PartKind};
+pub use oci::{Credentials, Oci, RegistryReference};
 pub use s3::{Bucket, S3};
 
 /// The bytes of a range, as they come.

@@ -11,6 +11,7 @@
 
 pub mod backend;
 mod codec;
+mod copy;
 pub mod descriptor;
 mod frame;
 mod index;
@@ -26,6 +27,7 @@ mod trace;
 pub mod trim;
 mod verify;
 
+pub use copy::CopyStats;
 pub use descriptor::{Descriptor, Kind, Trust};
 pub use frame::{Codec, FrameRef, MAX_FRAME_BLOCKS};
 pub use keys::{PublisherKey, RepositorySecret, SigningKey};

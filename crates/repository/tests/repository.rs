@@ -4,6 +4,8 @@
 #[path = "repository/world.rs"]
 mod world;
 
+#[path = "repository/registry.rs"]
+mod registry;
 #[path = "repository/s3_server.rs"]
 mod s3_server;
 
@@ -15,6 +17,8 @@ mod damage;
 mod frozen;
 #[path = "repository/http.rs"]
 mod http;
+#[path = "repository/oci.rs"]
+mod oci;
 #[path = "repository/prune.rs"]
 mod prune;
 #[path = "repository/publish.rs"]

@@ -4,6 +4,9 @@ mod build;
 mod list;
 mod prune;
 mod publish;
+mod pull;
+mod push;
+mod registry;
 mod remove;
 mod show;
 mod verify;
@@ -30,6 +33,8 @@ enum Verb {
     Show(show::Arguments),
     Verify(verify::Arguments),
     Prune(prune::Arguments),
+    Push(push::Arguments),
+    Pull(pull::Arguments),
     Remove(remove::Arguments),
 }
 
@@ -42,6 +47,8 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<u8> {
         Verb::Show(arguments) => show::run(arguments, &server()?, context).await.map(super::done),
         Verb::Verify(arguments) => verify::run(arguments, &server()?, context).await,
         Verb::Prune(arguments) => prune::run(arguments, &server()?, context).await.map(super::done),
+        Verb::Push(arguments) => push::run(arguments, &server()?, context).await,
+        Verb::Pull(arguments) => pull::run(arguments, &server()?, context).await,
         Verb::Remove(arguments) => {
             remove::run(arguments, &server()?, context).await.map(super::done)
         }

@@ -15,8 +15,11 @@ pub struct Daemon {
 
 impl Daemon {
     pub fn start(home: &Home, arguments: &[&str]) -> Self {
-        let mut child =
-            home.command(arguments).arg("--json").stdout(Stdio::piped()).spawn().unwrap();
+        Self::start_as(home.command(arguments))
+    }
+
+    pub fn start_as(mut command: Command) -> Self {
+        let mut child = command.arg("--json").stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let facts = serde_json::from_str(&line).unwrap();

@@ -4,36 +4,23 @@
 //! memory. A server that stalls is given up: by how long nothing moves, not by how long all of it takes. Writes are `PUT`; the `PUT` of a manifest is the commit and carries the writer's epoch. The server
 //! says what went wrong in JSON; a stranger's status is mapped to the nearest kind. Retrying is the caller's.
 
-use std::convert::Infallible;
 use std::ops::Range;
-use std::pin::pin;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use collective_model::{Epoch, Error, ErrorKind, Result, ResultExt, Version};
-use futures::stream::{self, StreamExt, TryStreamExt};
 use reqwest::header::{CONTENT_LENGTH, RANGE};
-use reqwest::{Body, Client, RequestBuilder, Response, StatusCode};
+use reqwest::{Client, Response, StatusCode};
 use serde::Deserialize;
-use tokio::sync::watch;
 
+use super::transfer::Transfer;
 use super::{
     Backend, Commit, Listed, ObjectName, Pieces, decode_latest, not_found, one_piece, too_short,
 };
 
 /// The header that carries the fencing number of the writer's lock.
 const EPOCH_HEADER: &str = "Collective-Epoch";
-
-/// No byte for this long, and the server counts as away.
-const STALL: Duration = Duration::from_secs(30);
-
-/// Nothing taken of an upload for this long, and the server counts as away. The system takes some MiB in one go and then nothing until
-/// a good part is sent, which on the slowest line worth waiting for (16 KiB/s) is minutes later.
-const UPLOAD_STALL: Duration = Duration::from_secs(5 * 60);
-
-/// Bytes of an upload that are handed on at a time.
-const CHUNK_BYTES: usize = 64 << 10;
 
 /// Text of an error answer that is read at most.
 const MAX_ERROR_BYTES: usize = 64 << 10;
@@ -47,8 +34,7 @@ pub struct Http {
     client: Client,
     base: String,
     epoch: Epoch,
-    stall: Duration,
-    upload_stall: Duration,
+    transfer: Transfer,
 }
 
 impl Http {
@@ -56,58 +42,19 @@ impl Http {
     #[must_use]
     pub fn new(client: Client, base: &str, epoch: Epoch) -> Self {
         let base = base.trim_end_matches('/').to_owned();
-        Self { client, base, epoch, stall: STALL, upload_stall: UPLOAD_STALL }
+        let transfer = Transfer::new(&base);
+        Self { client, base, epoch, transfer }
     }
 
     /// Gives up when nothing has come for `stall`, or nothing of an upload was taken for `upload_stall`.
     #[must_use]
     pub fn with_limits(self, stall: Duration, upload_stall: Duration) -> Self {
-        Self { stall, upload_stall, ..self }
+        let transfer = Transfer { stall, upload_stall, ..self.transfer };
+        Self { transfer, ..self }
     }
 
     fn url(&self, name: &ObjectName) -> String {
         format!("{}/{name}", self.base)
-    }
-
-    async fn send(&self, what: &str, request: RequestBuilder) -> Result<Response> {
-        tokio::time::timeout(self.stall, request.send())
-            .await
-            .map_err(|_| self.stalled(what, self.stall))?
-            .or_error(ErrorKind::Unavailable, || self.failed(what))
-    }
-
-    /// Sends what has a body, and waits as long as some of it is taken from time to time.
-    async fn upload(&self, what: &str, request: RequestBuilder, bytes: Bytes) -> Result<Response> {
-        let (note, mut taken) = watch::channel(());
-        let length = bytes.len();
-        let chunks = (0..length).step_by(CHUNK_BYTES).map(move |start| {
-            note.send_replace(());
-            Ok::<_, Infallible>(bytes.slice(start..length.min(start + CHUNK_BYTES)))
-        });
-        let body = Body::wrap_stream(stream::iter(chunks));
-        let mut answer = pin!(request.header(CONTENT_LENGTH, length).body(body).send());
-        let mut all_taken = false;
-        loop {
-            let stalled = tokio::time::sleep(self.upload_stall);
-            let answer = tokio::select! {
-                answer = &mut answer => answer,
-                more = taken.changed(), if !all_taken => {
-                    all_taken = more.is_err();
-                    continue;
-                }
-                () = stalled => return Err(self.stalled(what, self.upload_stall)),
-            };
-            return answer.or_error(ErrorKind::Unavailable, || self.failed(what));
-        }
-    }
-
-    fn failed(&self, what: &str) -> String {
-        format!("cannot {what} at {}", self.base)
-    }
-
-    fn stalled(&self, what: &str, limit: Duration) -> Error {
-        let message = format!("{}: nothing moved for {limit:?}", self.failed(what));
-        Error::new(ErrorKind::Unavailable, message)
     }
 
     /// Turns an answer that is no success into an error.
@@ -116,8 +63,8 @@ impl Http {
         if status.is_success() {
             return Ok(response);
         }
-        let text = self.body(response, MAX_ERROR_BYTES, what).await.unwrap_or_default();
-        let message = self.failed(what);
+        let text = self.transfer.body(response, MAX_ERROR_BYTES, what).await.unwrap_or_default();
+        let message = self.transfer.failed(what);
         if let Ok(answer) = serde_json::from_slice::<ErrorAnswer>(&text) {
             return Err(Error::from(answer.error).context(message));
         }
@@ -132,7 +79,7 @@ impl Http {
         if let Some(range) = range {
             request = request.header(RANGE, format!("bytes={}-{}", range.start, range.end - 1));
         }
-        let response = self.send(&what, request).await?;
+        let response = self.transfer.send(&what, request).await?;
         match response.status() {
             StatusCode::NOT_FOUND => Err(not_found(name)),
             StatusCode::RANGE_NOT_SATISFIABLE => {
@@ -144,42 +91,10 @@ impl Http {
         }
     }
 
-    /// Takes in a body of `limit` bytes at most; more is `Corrupt`.
-    async fn body(&self, response: Response, limit: usize, what: &str) -> Result<Bytes> {
-        let mut pieces = self.pieces(response, limit, what.to_owned());
-        let mut bytes = BytesMut::new();
-        while let Some(piece) = pieces.try_next().await? {
-            bytes.extend_from_slice(&piece);
-        }
-        Ok(bytes.freeze())
-    }
-
-    /// The pieces of a body of `limit` bytes at most; more is `Corrupt`.
-    fn pieces(&self, response: Response, limit: usize, what: String) -> Pieces {
-        let this = self.clone();
-        let pieces = stream::try_unfold((response, limit), move |(mut response, left)| {
-            let (this, what) = (this.clone(), what.clone());
-            async move {
-                let cut = || format!("{}: the answer was cut off", this.failed(&what));
-                let piece = tokio::time::timeout(this.stall, response.chunk())
-                    .await
-                    .map_err(|_| this.stalled(&what, this.stall))?
-                    .or_error(ErrorKind::Unavailable, cut)?;
-                let Some(piece) = piece else { return Ok(None) };
-                let left = left.checked_sub(piece.len()).ok_or_else(|| {
-                    let message = format!("cannot {what}: it is longer than {limit} bytes");
-                    Error::new(ErrorKind::Corrupt, message)
-                })?;
-                Ok(Some((piece, (response, left))))
-            }
-        });
-        pieces.boxed()
-    }
-
     async fn put(&self, name: &ObjectName, bytes: Bytes, epoch: Epoch) -> Result<()> {
         let what = format!("write {name}");
         let request = self.client.put(self.url(name)).header(EPOCH_HEADER, epoch.to_string());
-        let response = self.upload(&what, request, bytes).await?;
+        let response = self.transfer.upload(&what, request, bytes).await?;
         self.accept(&what, response).await.map(drop)
     }
 }
@@ -239,34 +154,38 @@ impl Backend for Http {
         let response = self.get(name, range.as_ref()).await?;
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
         let Some(range) = range else {
-            return self.body(response, name.limit_bytes() as usize, &what).await;
+            return self.transfer.body(response, name.limit_bytes() as usize, &what).await;
         };
         let length = (range.end - range.start) as usize;
         if partial {
-            let bytes = self.body(response, length, &what).await?;
+            let bytes = self.transfer.body(response, length, &what).await?;
             if bytes.len() < length {
                 return Err(too_short(name, range.start + bytes.len() as u64, range.end));
             }
             return Ok(bytes);
         }
         // A server that knows no ranges sends it all.
-        cut_out(name, &self.body(response, name.limit_bytes() as usize, &what).await?, &range)
+        cut_out(
+            name,
+            &self.transfer.body(response, name.limit_bytes() as usize, &what).await?,
+            &range,
+        )
     }
 
     async fn stream(&self, name: &ObjectName, range: Range<u64>) -> Result<Pieces> {
         let what = read_of(name);
         let response = self.get(name, Some(&range)).await?;
         if response.status() == StatusCode::PARTIAL_CONTENT {
-            return Ok(self.pieces(response, (range.end - range.start) as usize, what));
+            return Ok(self.transfer.pieces(response, (range.end - range.start) as usize, what));
         }
         // A server that knows no ranges sends it all.
-        let whole = self.body(response, name.limit_bytes() as usize, &what).await?;
+        let whole = self.transfer.body(response, name.limit_bytes() as usize, &what).await?;
         cut_out(name, &whole, &range).map(one_piece)
     }
 
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {
         let what = format!("look at {name}");
-        let response = self.send(&what, self.client.head(self.url(name))).await?;
+        let response = self.transfer.send(&what, self.client.head(self.url(name))).await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
@@ -289,9 +208,9 @@ impl Backend for Http {
     async fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
         let what = format!("list {prefix}");
         let request = self.client.get(format!("{}/?prefix={prefix}", self.base));
-        let response = self.send(&what, request).await?;
+        let response = self.transfer.send(&what, request).await?;
         let response = self.accept(&what, response).await?;
-        let text = self.body(response, MAX_LIST_BYTES, &what).await?;
+        let text = self.transfer.body(response, MAX_LIST_BYTES, &what).await?;
         serde_json::from_slice(&text)
             .or_error(ErrorKind::NotFound, || format!("{} lists no objects", self.base))
     }

@@ -1,0 +1,102 @@
+//! Copying a version into another backend: what is there already is not sent again, and the commit comes last.
+//!
+//! Nothing is unpacked: the copy has the same bytes, and so the same signature. It can be broken off anywhere and repeated.
+
+use bytes::Bytes;
+use collective_model::{Error, ErrorKind, Monitor, Progress, Result, Version};
+use futures::stream::{self, StreamExt, TryStreamExt};
+
+use crate::backend::{Backend, Commit, ObjectName};
+use crate::manifest::NeededObject;
+use crate::repository::Repository;
+
+/// Objects on their way at once; each is in memory as a whole.
+const COPIES: usize = 2;
+
+/// What a copy took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CopyStats {
+    /// Bytes that the version needs.
+    pub needed_bytes: u64,
+    /// Bytes of them that were not there yet.
+    pub copied_bytes: u64,
+}
+
+impl Repository {
+    /// Returns the versions that a copy lacks whose head is `head`, in the order in which it takes them. An empty copy begins
+    /// where nothing is missing any more up to the head.
+    ///
+    /// # Errors
+    /// `Conflict` if the one that the copy has to have next is not here.
+    pub async fn versions_after(&self, head: Option<Version>) -> Result<Vec<Version>> {
+        let versions = self.versions().await?;
+        let follows = |pair: &[Version]| Version::after(Some(pair[0])) == pair[1];
+        let Some(head) = head else {
+            let gap = versions.windows(2).rposition(|pair| !follows(pair));
+            return Ok(versions[gap.map_or(0, |gap| gap + 1)..].to_vec());
+        };
+        let newer: Vec<Version> = versions.into_iter().filter(|version| *version > head).collect();
+        let in_line = [&[head], newer.as_slice()].concat();
+        let Some(gap) = in_line.windows(2).find(|pair| !follows(pair)) else { return Ok(newer) };
+        let needed = Version::after(Some(gap[0]));
+        let message = format!("version {needed}, which has to be copied next, was removed here");
+        Err(Error::new(ErrorKind::Conflict, message).with_hint("copy to another, empty place"))
+    }
+
+    /// Copies a version to where its repository has been made, after the versions that are there.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is damaged here; `Conflict` if it cannot be the next version there.
+    pub async fn copy_version(
+        &self,
+        version: Version,
+        to: &dyn Backend,
+        monitor: &dyn Monitor,
+    ) -> Result<CopyStats> {
+        let reader = self.version(version).await?;
+        let epoch = reader.manifest().epoch;
+        let objects = reader.manifest().objects();
+        let total_bytes = objects.iter().map(|object| object.size_bytes).sum();
+        let mut stats = CopyStats { needed_bytes: total_bytes, copied_bytes: 0 };
+        let mut done_bytes = 0;
+        let mut copies = stream::iter(objects)
+            .map(|object| async move {
+                let is_new = self.copy_object(&object, to).await?;
+                Ok::<_, Error>((object.size_bytes, is_new))
+            })
+            .buffer_unordered(COPIES);
+        while let Some((size_bytes, is_new)) = copies.try_next().await? {
+            done_bytes += size_bytes;
+            stats.copied_bytes += if is_new { size_bytes } else { 0 };
+            let (total_bytes, moved_bytes) = (Some(total_bytes), stats.copied_bytes);
+            monitor.progress(Progress { done_bytes, total_bytes, moved_bytes });
+        }
+        let manifest = self.backend().read(&ObjectName::Manifest(version), None).await?;
+        to.commit(Commit { version, manifest, epoch }).await?;
+        Ok(stats)
+    }
+
+    /// Copies an object, unless it is there already; tells whether it did.
+    async fn copy_object(&self, object: &NeededObject, to: &dyn Backend) -> Result<bool> {
+        let NeededObject { name, size_bytes } = object;
+        if to.size(name).await? == Some(*size_bytes) {
+            return Ok(false);
+        }
+        let bytes = self.backend().read(name, None).await?;
+        check(object, &bytes)?;
+        to.write(name, bytes).await?;
+        Ok(true)
+    }
+}
+
+/// Checks what can be told from the name; all else is checked by who reads the copy.
+fn check(object: &NeededObject, bytes: &Bytes) -> Result<()> {
+    let is_right = match object.name {
+        ObjectName::Pack(id) => *blake3::hash(bytes).as_bytes() == id.0,
+        _ => true,
+    };
+    if is_right && bytes.len() as u64 == object.size_bytes {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Corrupt, format!("{} is damaged", object.name)))
+}
