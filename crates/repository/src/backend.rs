@@ -20,9 +20,9 @@ use std::fmt::Debug;
 use std::ops::Range;
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use collective_model::{Epoch, Error, ErrorKind, Result, Timestamp, Version};
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
 pub use directory::Directory;
@@ -155,6 +155,29 @@ where
 #[must_use]
 pub fn one_piece(bytes: Bytes) -> Pieces {
     stream::once(std::future::ready(Ok(bytes))).boxed()
+}
+
+/// Puts pieces together that were bounded as they came.
+pub(crate) async fn gather(mut pieces: Pieces) -> Result<Bytes> {
+    let mut bytes = BytesMut::new();
+    while let Some(piece) = pieces.try_next().await? {
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes.freeze())
+}
+
+/// Puts the pieces of a range together; it is an error if some are missing.
+pub(crate) async fn gather_range(
+    name: &ObjectName,
+    range: Range<u64>,
+    pieces: Pieces,
+) -> Result<Bytes> {
+    let bytes = gather(pieces).await?;
+    let end = range.start + bytes.len() as u64;
+    if end < range.end {
+        return Err(too_short(name, end, range.end));
+    }
+    Ok(bytes)
 }
 
 /// The error for an object that is not there.

@@ -22,12 +22,13 @@ const RANKS: [(&str, u32); 11] = [
 ];
 
 /// Libraries that only some rooms may know, with those rooms.
-const KEPT_IN: [(&str, &[&str]); 6] = [
+const KEPT_IN: [(&str, &[&str]); 7] = [
     ("sqlx", &["collective-server"]),
     ("axum", &["collective-server", "collective-host"]),
     ("rcgen", &["collective-server", "collective-api"]),
     ("clap", &["collective-cli", "collective-bench"]),
     ("indicatif", &["collective-cli"]),
+    ("object_store", &["collective-repository"]),
     ("zstd", &["collective-repository", "collective-bench"]),
 ];
 

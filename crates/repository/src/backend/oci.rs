@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use collective_model::{Epoch, Error, ErrorKind, Result, ResultExt, Version};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use reqwest::{Client, StatusCode};
@@ -25,7 +25,7 @@ pub use registry::Credentials;
 use super::memory::missing;
 use super::{
     Backend, Commit, Listed, ObjectName, Pieces, check_commit, check_limit, encode_latest,
-    not_found, too_short,
+    gather_range, not_found, too_short,
 };
 use crate::manifest::Manifest;
 use artifact::{Blob, Sha256};
@@ -162,14 +162,6 @@ fn read_only(name: &ObjectName) -> Error {
     Error::new(ErrorKind::Invalid, format!("{name} cannot be changed in a registry"))
 }
 
-async fn gather(mut pieces: Pieces) -> Result<Bytes> {
-    let mut bytes = BytesMut::new();
-    while let Some(piece) = pieces.try_next().await? {
-        bytes.extend_from_slice(&piece);
-    }
-    Ok(bytes.freeze())
-}
-
 #[async_trait]
 impl Backend for Oci {
     async fn read(&self, name: &ObjectName, range: Option<Range<u64>>) -> Result<Bytes> {
@@ -177,25 +169,20 @@ impl Backend for Oci {
             let head = self.head().await?.ok_or_else(|| not_found(name))?;
             return Ok(encode_latest(head).into());
         }
-        let blob = self.find(name).await?.ok_or_else(|| not_found(name))?;
-        let Some(range) = range else {
-            check_limit(name, blob.size_bytes)?;
-            let what = format!("read {name}");
-            let response = self.registry.blob(&what, &blob, None).await?;
-            let limit = blob.size_bytes as usize;
-            let bytes = self.registry.transfer.body(response, limit, &what).await?;
-            if Sha256::of(&bytes) == blob.digest {
-                return Ok(bytes);
-            }
-            let message = format!("{name} is not what its tag says: the SHA-256 differs");
-            return Err(Error::new(ErrorKind::Corrupt, message));
-        };
-        if range.is_empty() {
-            return Ok(Bytes::new());
+        if let Some(range) = range {
+            return gather_range(name, range.clone(), self.stream(name, range).await?).await;
         }
-        let bytes = gather(self.pieces(name, blob, range.clone()).await?).await?;
-        let end = range.start + bytes.len() as u64;
-        if end == range.end { Ok(bytes) } else { Err(too_short(name, end, range.end)) }
+        let blob = self.find(name).await?.ok_or_else(|| not_found(name))?;
+        check_limit(name, blob.size_bytes)?;
+        let what = format!("read {name}");
+        let response = self.registry.blob(&what, &blob, None).await?;
+        let limit = blob.size_bytes as usize;
+        let bytes = self.registry.transfer.body(response, limit, &what).await?;
+        if Sha256::of(&bytes) == blob.digest {
+            return Ok(bytes);
+        }
+        let message = format!("{name} is not what its tag says: the SHA-256 differs");
+        Err(Error::new(ErrorKind::Corrupt, message))
     }
 
     async fn stream(&self, name: &ObjectName, range: Range<u64>) -> Result<Pieces> {

@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use collective_model::{Epoch, Error, ErrorKind, Result, Timestamp, Version};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use object_store::aws::AmazonS3;
@@ -34,7 +34,7 @@ pub use bucket::Bucket;
 use super::memory::missing;
 use super::{
     Backend, Commit, Exclusive, Incoming, Listed, ObjectName, Pieces, Receive, check_commit,
-    check_limit, decode_latest, encode_latest, not_found, too_short,
+    check_limit, decode_latest, encode_latest, gather, gather_range, not_found, too_short,
 };
 use crate::manifest::Manifest;
 use incoming::{IncomingParts, PART_BYTES};
@@ -183,14 +183,6 @@ impl S3 {
     }
 }
 
-async fn gather(mut pieces: Pieces) -> Result<Bytes> {
-    let mut bytes = BytesMut::new();
-    while let Some(piece) = pieces.try_next().await? {
-        bytes.extend_from_slice(&piece);
-    }
-    Ok(bytes.freeze())
-}
-
 #[async_trait]
 impl Backend for S3 {
     async fn read(&self, name: &ObjectName, range: Option<Range<u64>>) -> Result<Bytes> {
@@ -199,15 +191,13 @@ impl Backend for S3 {
             check_limit(name, answer.meta.size)?;
             return gather(self.pieces(*name, answer, name.limit_bytes())).await;
         };
-        if range.is_empty() {
-            return Ok(Bytes::new());
-        }
-        let bytes = gather(self.stream(name, range.clone()).await?).await?;
-        let end = range.start + bytes.len() as u64;
-        if end == range.end { Ok(bytes) } else { Err(too_short(name, end, range.end)) }
+        gather_range(name, range.clone(), self.stream(name, range).await?).await
     }
 
     async fn stream(&self, name: &ObjectName, range: Range<u64>) -> Result<Pieces> {
+        if range.is_empty() {
+            return Ok(stream::empty().boxed());
+        }
         let answer = self.get(name, Some(range.clone())).await?;
         Ok(self.pieces(*name, answer, range.end - range.start))
     }

@@ -3,8 +3,10 @@
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use collective_model::{BlockRange, DiskRole, Epoch, ErrorKind, Silent};
-use collective_repository::backend::{Backend, Memory, ObjectName};
+use collective_repository::backend::{Backend, Credentials, Memory, ObjectName, Oci};
 use collective_repository::{Descriptor, ExtentData, Publication, Repository, SigningKey};
 
 use crate::registry::{PASSWORD, Registry, skopeo_copy};
@@ -194,4 +196,56 @@ async fn only_the_frames_that_are_wanted_are_fetched_from_a_registry() {
     std::fs::write(pack, bytes).unwrap();
     let plains = disk.fetch(&[frame]).await.unwrap();
     assert_eq!(plains[0].len(), frame.plain_bytes());
+}
+
+/// A registry that wants a token, which it gives to who knows the password; it pages its tags, and one of its manifests has no end.
+async fn wants_tokens(
+    realm: axum::extract::State<String>,
+    request: axum::extract::Request,
+) -> Response {
+    let header =
+        |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+    let authorization = header("authorization").unwrap_or_default();
+    let path = format!("{}?{}", request.uri().path(), request.uri().query().unwrap_or_default());
+    match (authorization.as_str(), path.as_str()) {
+        // ann:open sesame
+        ("Basic YW5uOm9wZW4gc2VzYW1l", "/token?service=a+b&scope=repository%3Ax%3Apull%2Cpush") => {
+            r#"{"token":"abc"}"#.into_response()
+        }
+        (_, path) if path.starts_with("/token") => StatusCode::UNAUTHORIZED.into_response(),
+        ("Bearer abc", "/v2/x/tags/list?n=1000") => {
+            ([("link", "<more>; rel=\"next\"")], r#"{"tags":["1","latest","2"]}"#).into_response()
+        }
+        ("Bearer abc", "/v2/x/tags/list?n=1000&last=2") => {
+            r#"{"tags":["10","v11"]}"#.into_response()
+        }
+        ("Bearer abc", "/v2/x/manifests/10?") => vec![b' '; 8 << 20].into_response(),
+        ("Bearer abc", _) => StatusCode::NOT_FOUND.into_response(),
+        _ => {
+            let scope = "repository:x:pull,push";
+            let challenge = format!(r#"Bearer realm="{}",service="a b",scope="{scope}""#, realm.0);
+            (StatusCode::UNAUTHORIZED, [("www-authenticate", challenge)]).into_response()
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_wants_a_token_gets_one_and_its_answers_are_bounded() {
+    crate::http::client();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let realm = format!("http://{address}/token");
+    let router = axum::Router::new().fallback(wants_tokens).with_state(realm);
+    let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    let oci = |password| {
+        let credentials = Some(Credentials::new("ann", password));
+        Oci::open(&format!("{address}/x").parse().unwrap(), false, credentials).unwrap()
+    };
+    assert_eq!(oci(PASSWORD).head().await.unwrap(), Some(version(10)));
+    assert_eq!(oci(PASSWORD).size(&ObjectName::Manifest(version(3))).await.unwrap(), None);
+    let endless = oci(PASSWORD).size(&ObjectName::Manifest(version(10))).await.unwrap_err();
+    assert_eq!(endless.kind(), ErrorKind::Corrupt, "{endless:?}");
+    let denied = oci("open barley").head().await.unwrap_err();
+    assert_eq!(denied.kind(), ErrorKind::Denied, "{denied:?}");
+    server.abort();
 }

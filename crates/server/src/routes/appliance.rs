@@ -9,7 +9,6 @@ use collective_api::server::{
     Appliance, CreateAppliance, DamagedObject, PruneReport, PruneRequest, VerifyReport,
 };
 use collective_model::{ApplianceName, Error, ErrorKind, RepositoryId, Result, Silent, Version};
-use collective_repository::backend::Backend;
 use collective_repository::{Descriptor, Kind, PruneOptions, Repository, Trust};
 
 use super::repository::{delete_repository, insert_repository, remove_objects};
