@@ -29,18 +29,26 @@ impl Repository {
     /// # Errors
     /// `Conflict` if the one that the copy has to have next is not here.
     pub async fn versions_after(&self, head: Option<Version>) -> Result<Vec<Version>> {
-        let versions = self.versions().await?;
-        let follows = |pair: &[Version]| Version::after(Some(pair[0])) == pair[1];
-        let Some(head) = head else {
-            let gap = versions.windows(2).rposition(|pair| !follows(pair));
-            return Ok(versions[gap.map_or(0, |gap| gap + 1)..].to_vec());
-        };
-        let newer: Vec<Version> = versions.into_iter().filter(|version| *version > head).collect();
-        let in_line = [&[head], newer.as_slice()].concat();
-        let Some(gap) = in_line.windows(2).find(|pair| !follows(pair)) else { return Ok(newer) };
-        let needed = Version::after(Some(gap[0]));
-        let message = format!("version {needed}, which has to be copied next, was removed here");
-        Err(Error::new(ErrorKind::Conflict, message).with_hint("copy to another, empty place"))
+        let mut versions = Vec::new();
+        let mut next = self.head().await?;
+        // Downwards, so that no more is looked for than is to be copied.
+        while let Some(version) = next.filter(|version| Some(*version) > head) {
+            if self.backend().size(&ObjectName::Manifest(version)).await?.is_none() {
+                break;
+            }
+            versions.push(version);
+            next = version.previous();
+        }
+        if let (Some(head), Some(needed)) = (head, next.filter(|next| Some(*next) > head)) {
+            let message = format!(
+                "version {needed}, which a copy that ends with version {head} has to have first, was removed"
+            );
+            return Err(
+                Error::new(ErrorKind::Conflict, message).with_hint("copy to another, empty place")
+            );
+        }
+        versions.reverse();
+        Ok(versions)
     }
 
     /// Copies a version to where its repository has been made, after the versions that are there.

@@ -172,6 +172,19 @@ impl S3 {
         }
     }
 
+    /// Tells whether what could not be created is what was to be created.
+    async fn is_there(&self, name: &ObjectName, bytes: &Bytes) -> Result<bool> {
+        match self.read(name, None).await {
+            Ok(there) => Ok(there == bytes),
+            // The store knows of another who writes it, and has not decided yet.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let message = format!("{name} is being written by somebody else");
+                Err(Error::new(ErrorKind::Unavailable, message).with_hint("try again"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     async fn check_objects(&self, commit: &Commit) -> Result<()> {
         stream::iter(Manifest::peek(&commit.manifest)?.objects())
             .map(Ok)
@@ -264,7 +277,7 @@ impl Backend for S3 {
         let name = ObjectName::Manifest(commit.version);
         let created = self.put_if(&name, commit.manifest.clone(), PutMode::Create).await?;
         // Ours is what is there also if the answer to an earlier try got lost.
-        let is_ours = created || self.read(&name, None).await? == commit.manifest;
+        let is_ours = created || self.is_there(&name, &commit.manifest).await?;
         self.move_latest(latest, commit.version).await?;
         if is_ours { Ok(()) } else { check_commit(Some(commit.version), Epoch::default(), &commit) }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use collective_model::{BlockRange, DiskRole, Epoch, ErrorKind, Silent};
+use collective_model::{BlockRange, DiskRole, Epoch, ErrorKind, Silent, Version};
 use collective_repository::backend::{Backend, Credentials, Memory, ObjectName, Oci};
 use collective_repository::{Descriptor, ExtentData, Publication, Repository, SigningKey};
 
@@ -248,4 +248,19 @@ async fn a_registry_that_wants_a_token_gets_one_and_its_answers_are_bounded() {
     let denied = oci("open barley").head().await.unwrap_err();
     assert_eq!(denied.kind(), ErrorKind::Denied, "{denied:?}");
     server.abort();
+}
+
+#[tokio::test]
+async fn a_copy_gets_what_follows_and_no_more_and_a_gap_is_told() {
+    let (world, _) = world().await;
+    let after = async |number| world.repository.versions_after(Version::new(number)).await;
+    assert_eq!(after(0).await.unwrap(), [1, 2, 3].map(version));
+    assert_eq!(after(2).await.unwrap(), [version(3)]);
+    assert_eq!(after(3).await.unwrap(), []);
+    assert_eq!(after(9).await.unwrap(), []);
+    world.backend.delete(&ObjectName::Manifest(version(2))).await.unwrap();
+    assert_eq!(after(0).await.unwrap(), [version(3)]);
+    let error = after(1).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    assert!(error.to_string().contains("version 2"), "{error}");
 }
