@@ -17,5 +17,7 @@ mod routes;
 mod server;
 mod state;
 mod untaken;
+mod upkeep;
 
 pub use server::{Server, ServerOptions};
+pub use upkeep::UpkeepSettings;

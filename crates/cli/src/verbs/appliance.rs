@@ -1,10 +1,12 @@
 //! `collective appliance …`: making, publishing and keeping the appliances that others start.
 
 mod build;
+pub mod check;
 mod list;
 mod prune;
 mod publish;
 mod remove;
+mod retention;
 mod show;
 mod verify;
 
@@ -30,6 +32,7 @@ enum Verb {
     Show(show::Arguments),
     Verify(verify::Arguments),
     Prune(prune::Arguments),
+    Retention(retention::Arguments),
     Remove(remove::Arguments),
 }
 
@@ -42,6 +45,9 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<u8> {
         Verb::Show(arguments) => show::run(arguments, &server()?, context).await.map(super::done),
         Verb::Verify(arguments) => verify::run(arguments, &server()?, context).await,
         Verb::Prune(arguments) => prune::run(arguments, &server()?, context).await.map(super::done),
+        Verb::Retention(arguments) => {
+            retention::run(arguments, &server()?, context).await.map(super::done)
+        }
         Verb::Remove(arguments) => {
             remove::run(arguments, &server()?, context).await.map(super::done)
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use collective_api::ServerClient;
 use collective_api::host::{CertificateStatus, HostStatus};
+use collective_api::server::Upkeep;
 use collective_model::{ByteCount, Error, ErrorKind, Result, Timestamp};
 use collective_vm::accelerator::{Accelerator, Probed, probe};
 use collective_vm::qemu::Qemu;
@@ -15,6 +16,7 @@ use serde::Serialize;
 
 use crate::context::{Context, now};
 use crate::text;
+use crate::verbs::appliance::check;
 
 /// Less free space than this, and the next start may find no room for its layers and its cache.
 const ROOM_BYTES: u64 = 4_000_000_000;
@@ -28,7 +30,8 @@ const UNWELL: ErrorKind = ErrorKind::Unavailable;
 /// Check whether this computer has what it needs
 ///
 /// Looks at QEMU and what runs its guests, at disk space, at the host daemon, its server and the server's clock, who is
-/// logged in and how long that is good, and the cache; one line each, with a hint where something is wrong. Changes nothing. Ends with code 6 if a check failed.
+/// logged in and how long that is good, and the cache; for administrators also at what the server's checks of its repositories
+/// found; one line each, with a hint where something is wrong. Changes nothing. Ends with code 6 if a check failed.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  collective doctor")]
 pub struct Arguments {
@@ -116,8 +119,39 @@ async fn daemon(context: &Context) -> Result<Vec<Finding>> {
             Ok(server) => clock(here, server.time),
             Err(error) => failed("clock", &error),
         });
+        findings.extend(objects(ServerClient::through(&client)?.upkeep().await));
     }
     Ok(findings)
+}
+
+/// Says what the server knows of its repositories; nothing to who is no administrator.
+fn objects(upkeep: Result<Upkeep>) -> Vec<Finding> {
+    let upkeep = match upkeep {
+        Ok(upkeep) => upkeep,
+        Err(error) if matches!(error.kind(), ErrorKind::Denied | ErrorKind::NotFound) => {
+            return Vec::new();
+        }
+        Err(error) => return vec![failed("repositories", &error)],
+    };
+    let damaged = upkeep.damaged.iter().map(|it| {
+        let what = match &it.user {
+            None => it.appliance.to_string(),
+            Some(user) => format!("the user disk of {user} for {}", it.appliance),
+        };
+        let message = format!("{what}: {}", check::lines(&it.check, now()).join("; "));
+        let hint = "restore the server's repositories from a backup; an appliance can also be published \
+            again with --repair";
+        failed("repositories", &Error::new(ErrorKind::Corrupt, message).with_hint(hint))
+    });
+    let oldest =
+        upkeep.oldest_check.map(|oldest| format!(", the longest ago {}", text::ago(oldest, now())));
+    let checked = format!(
+        "{} of {} checked{}",
+        upkeep.repositories - upkeep.unchecked.min(upkeep.repositories),
+        upkeep.repositories,
+        oldest.unwrap_or_default()
+    );
+    damaged.chain([ok("repositories", checked)]).collect()
 }
 
 /// Compares the clocks of this computer and of the server.

@@ -12,7 +12,7 @@ use collective_model::{
 };
 use collective_repository::backend::{Backend, Http, ObjectName, PartKind};
 use collective_repository::{
-    DiskSource, Piece, PieceData, Publication, Published, Repository, SigningKey,
+    DiskSource, Piece, PieceData, Publication, Published, Repository, Retention, SigningKey,
 };
 
 use crate::lock::take;
@@ -223,7 +223,8 @@ async fn verify_and_prune_work_where_the_objects_are(world: World) {
     publish_system(&world, &key, 2).await.unwrap();
     let report = world.admin.verify_appliance(&debian()).await.unwrap();
     assert!(report.objects > 0 && report.damages.is_empty(), "{report:?}");
-    let request = PruneRequest { keep_last: 1, keep: Vec::new(), dry_run: false };
+    let request =
+        PruneRequest { rule: Some(Retention::of_last(1)), keep: Vec::new(), dry_run: false };
     let report = world.admin.prune_appliance(&debian(), &request).await.unwrap();
     assert_eq!(report.versions, [Version::FIRST]);
     // The packs of version 1 are swept later, so only the other one is damage.
@@ -248,13 +249,13 @@ async fn a_removed_appliance_takes_its_objects_along(world: World) {
     assert!(world.admin.grants().await.unwrap().is_empty());
 }
 
-async fn publish_system(world: &World, key: &SigningKey, seed: u8) -> Result<Published> {
+pub async fn publish_system(world: &World, key: &SigningKey, seed: u8) -> Result<Published> {
     let repository = world.open("debian").await;
     publish(&repository, key, DiskRole::System, Epoch(0), seed).await
 }
 
 /// Publishes a disk whose content a seed decides, after the head.
-async fn publish(
+pub async fn publish(
     repository: &Repository,
     key: &SigningKey,
     role: DiskRole,
@@ -319,7 +320,7 @@ async fn a_pack(world: &World) -> (Http, ObjectName) {
     (objects, name)
 }
 
-fn backend(client: &ServerClient, id: RepositoryId, epoch: u64) -> Http {
+pub fn backend(client: &ServerClient, id: RepositoryId, epoch: u64) -> Http {
     Http::new(client.http().clone(), &client.repository_url(id), Epoch(epoch))
 }
 

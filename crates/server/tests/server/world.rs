@@ -13,7 +13,7 @@ use collective_api::trust::{Anchor, ServerAddress, contact};
 use collective_model::{ApplianceName, HostId, RepositoryId, Result};
 use collective_repository::backend::Http;
 use collective_repository::{Descriptor, Kind, Repository, SigningKey, Trust};
-use collective_server::{Server, ServerOptions};
+use collective_server::{Server, ServerOptions, UpkeepSettings};
 use tempfile::TempDir;
 
 use crate::cluster::Cluster;
@@ -47,6 +47,8 @@ pub struct World {
     pub admin: ServerClient,
     pub address: ServerAddress,
     pub anchor: Anchor,
+    /// What the next start is given.
+    pub upkeep: UpkeepSettings,
     database: Option<String>,
     /// Held for its end: the last world stops the cluster.
     _cluster: Option<Arc<Cluster>>,
@@ -77,10 +79,12 @@ impl World {
 
     async fn new(database: Option<String>, cluster: Option<Arc<Cluster>>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let server = start(dir.path(), database.clone()).await.unwrap();
+        let upkeep = UpkeepSettings::default();
+        let server = start(dir.path(), database.clone(), upkeep).await.unwrap();
         let (address, anchor) = reach(&server).await;
         let admin = ServerClient::unix(&server.socket).unwrap();
-        Self { server: Some(server), dir, admin, address, anchor, database, _cluster: cluster }
+        let server = Some(server);
+        Self { server, dir, admin, address, anchor, upkeep, database, _cluster: cluster }
     }
 
     pub async fn stop(&mut self) {
@@ -91,7 +95,7 @@ impl World {
 
     /// Starts the server again, on another port.
     pub async fn start(&mut self) -> Result<()> {
-        let server = start(self.dir.path(), self.database.clone()).await?;
+        let server = start(self.dir.path(), self.database.clone(), self.upkeep).await?;
         self.address = server.address.to_string().parse().unwrap();
         self.admin = ServerClient::unix(&server.socket).unwrap();
         self.server = Some(server);
@@ -237,10 +241,10 @@ pub fn new_id() -> RepositoryId {
     RepositoryId(id)
 }
 
-pub async fn start(dir: &Path, database: Option<String>) -> Result<Server> {
-    let listen = "127.0.0.1:0".parse().unwrap();
-    Server::start(ServerOptions { dir: dir.to_owned(), listen, database, certificate_life: None })
-        .await
+pub async fn start(dir: &Path, database: Option<String>, upkeep: UpkeepSettings) -> Result<Server> {
+    let (dir, listen) = (dir.to_owned(), "127.0.0.1:0".parse().unwrap());
+    let options = ServerOptions { dir, listen, database, certificate_life: None, upkeep };
+    Server::start(options).await
 }
 
 async fn reach(server: &Server) -> (ServerAddress, Anchor) {
