@@ -2,7 +2,7 @@
 //!
 //! A server is a directory: its certificate authority, the SQLite database (unless there is a PostgreSQL), the objects of
 //! repositories, and the administrators' socket. It keeps nothing in memory that matters, so it may be killed at any instant. Who asks
-//! is in `caller`, what may be asked in `routes`; the rules of locks and of guesses are pure.
+//! is in `caller`, what may be asked in `routes`, what it does unasked in `upkeep`; the rules of locks and of guesses are pure.
 
 mod answer;
 mod authority;

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::database::Value;
 use crate::lock::LockState;
+use crate::routes::repository::bring_up_latest;
 use crate::routes::subscription::peek_lock;
 use crate::state::State;
 
@@ -95,6 +96,7 @@ pub async fn prune(
     keep: Vec<Version>,
     dry_run: bool,
 ) -> Result<PruneReport> {
+    bring_up_latest(state, descriptor.id).await?;
     let repository = open(state, descriptor).await?;
     let (grace, now) = (SWEEP_GRACE, state.now());
     repository.prune(PruneOptions { rule, keep, grace, now, dry_run }).await

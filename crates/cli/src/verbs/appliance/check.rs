@@ -61,9 +61,9 @@ mod tests {
         let said = all.map(|it| format!("{} | {}", cell(&it, NOW), lines(&it, NOW).join("\n")));
         insta::assert_snapshot!(said.join("\n"), @r"
         - | never whole
-        under way | never whole; one is under way, 7.0 kB read
-        1 d 1 h ago | 1 d 1 h ago, 2.0 MB read, all is well
-        3 damaged | 1 d 1 h ago, 2.0 MB read, 3 damaged
+        under way | never whole; one is under way, 7.00 kB read
+        1 d 1 h ago | 1 d 1 h ago, 2.00 MB read, all is well
+        3 damaged | 1 d 1 h ago, 2.00 MB read, 3 damaged
           packs/ab: it is cut
           and 2 more
         ");
