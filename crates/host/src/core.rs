@@ -394,3 +394,36 @@ pub(crate) fn stopped(user: &UserName, name: &ApplianceName) -> ApplianceStatus 
         operation: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use collective_api::host::{Stay, VersionStatus};
+    use collective_model::{Timestamp, Version};
+    use collective_repository::Retention;
+    use collective_repository::retention::{Reason, notes_of_undo};
+
+    use super::foresee;
+
+    #[test]
+    fn of_each_version_of_a_user_disk_it_is_said_whether_it_stays() {
+        let undone = notes_of_undo(Version::FIRST);
+        let status = |number: u64| VersionStatus {
+            version: Version::new(number).unwrap(),
+            time: Timestamp(i64::try_from(number).unwrap()),
+            size_bytes: 0,
+            notes: if number == 3 { undone.clone() } else { String::new() },
+            stays: None,
+        };
+        let mut versions = [6, 5, 4, 3, 2, 1].map(status);
+        foresee(&Retention::of_last(1), &mut versions, Timestamp(1000));
+        let expected = [
+            Stay::Kept(Reason::Head),
+            Stay::Kept(Reason::Undo),
+            Stay::UntilPruned,
+            Stay::Kept(Reason::Replaced),
+            Stay::Kept(Reason::Replaced),
+            Stay::UntilPruned,
+        ];
+        assert_eq!(versions.map(|version| version.stays.unwrap()), expected);
+    }
+}
