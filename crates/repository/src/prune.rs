@@ -28,6 +28,9 @@ use crate::retention::{Candidate, Reason, Retention, replaces};
 /// Objects that are removed before a publication that waits gets its turn: at two syncs each, less than a second.
 const REMOVED_AT_ONCE: usize = 32;
 
+/// Objects that are noted at a time: `sweep.json` may have 64 MiB. What is beyond is noted when these are gone.
+const MAX_NOTED: usize = 500_000;
+
 /// What to keep.
 #[derive(Clone, Debug)]
 pub struct PruneOptions {
@@ -219,7 +222,9 @@ fn plan(
         } else {
             plan.report.waiting_objects += 1;
             plan.report.waiting_bytes += object.size_bytes;
-            plan.noted.since.insert(object.name, since);
+            if plan.noted.since.len() < MAX_NOTED {
+                plan.noted.since.insert(object.name, since);
+            }
         }
     }
     plan.remove.extend(forget);

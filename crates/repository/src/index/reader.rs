@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use collective_model::{BLOCK_BYTES, BlockRange, Digest, Error, ErrorKind, Result, ResultExt};
 
-use super::directory::{Directory, HEADER_BYTES, MIN_DIRECTORY_BYTES, PageEntry, check_header};
+use super::directory::{
+    Directory, HEADER_BYTES, MAX_DIRECTORY_BYTES, MIN_DIRECTORY_BYTES, PageEntry, check_header,
+};
 use super::page::{MAX_PAGE_BYTES, decode_extents, decode_frames};
 use super::{FRAMES_PER_PAGE, Index, IndexExtent, IndexSource};
 use crate::backend::{Backend, ObjectName};
@@ -92,7 +94,10 @@ impl IndexReader {
         let start = object_bytes
             .checked_sub(u64::from(entry.directory_bytes))
             .filter(|start| *start >= HEADER_BYTES as u64 && object_bytes <= name.limit_bytes())
-            .filter(|_| entry.directory_bytes as usize >= MIN_DIRECTORY_BYTES)
+            .filter(|_| {
+                let allowed = MIN_DIRECTORY_BYTES..=MAX_DIRECTORY_BYTES;
+                allowed.contains(&(entry.directory_bytes as usize))
+            })
             .ok_or_else(|| Error::new(ErrorKind::Corrupt, damaged()))?;
         let (whole, directory) = if object_bytes <= WHOLE_BYTES {
             let whole = backend.read(name, Some(0..object_bytes)).await?;
