@@ -155,7 +155,7 @@ impl Retention {
                 keep(&mut kept, it, Reason::Within);
             }
         }
-        let counts: [(u64, Reason, fn(i64) -> i64); 5] = [
+        let counts: [(u64, Reason, PeriodOf); 5] = [
             (self.hourly, Reason::Hourly, |ms| ms.div_euclid(HOUR_MS)),
             (self.daily, Reason::Daily, |ms| ms.div_euclid(DAY_MS)),
             (self.weekly, Reason::Weekly, |ms| {
@@ -178,6 +178,9 @@ impl Retention {
         kept
     }
 }
+
+/// Numbers the period that a time in milliseconds lies in.
+type PeriodOf = fn(i64) -> i64;
 
 /// What no rule may touch.
 fn protected(

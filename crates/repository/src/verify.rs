@@ -10,7 +10,7 @@
 //! takes the steps decides how fast; a [`VerifyState`] can be kept, and gone on from after a restart. What is published meanwhile waits
 //! for the next verification, and what is pruned meanwhile is no damage.
 //!
-//! In memory are one pack or the manifest of one version; of each pack some 150 bytes, of each frame 8.
+//! In memory are one pack or the manifest of one version; of each pack some 150 bytes, of each frame 8. Indexes are read by pages.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -33,6 +33,9 @@ pub const MAX_DAMAGES: usize = 1000;
 
 /// Frames that are remembered to compare indexes with packs: 128 MiB, 4 TiB of data. What indexes say of frames beyond is checked when these are read.
 const MAX_FRAMES_COMPARED: usize = 1 << 24;
+
+/// Packs of manifests that are kept from the first reading to the second: 1 MB.
+const MAX_KEPT_PACKS: usize = 10_000;
 
 /// What verification found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,9 +82,11 @@ enum Place {
 pub struct Verification {
     repository: Repository,
     state: VerifyState,
-    /// Manifests that are still to be read; the versions that they are of.
+    /// Versions whose manifests are still to be read.
     manifests: VecDeque<Version>,
-    versions: VecDeque<Version>,
+    /// Versions whose indexes are still to be read; with their manifests as far as these are few.
+    versions: VecDeque<(Version, Option<VersionReader>)>,
+    kept_packs: usize,
     /// Every pack that a version reaches, and those of them that are still to be looked at.
     packs: BTreeMap<Digest, PackEntry>,
     packs_left: VecDeque<Digest>,
@@ -117,6 +122,7 @@ impl Repository {
             state,
             manifests: VecDeque::new(),
             versions: VecDeque::new(),
+            kept_packs: 0,
             packs: BTreeMap::new(),
             packs_left: VecDeque::new(),
             unknown: BTreeSet::new(),
@@ -148,7 +154,8 @@ impl Verification {
     /// As [`Repository::verify`]; it can be tried again.
     pub async fn step(&mut self) -> Result<bool> {
         if let Some(version) = self.manifests.front().copied() {
-            self.manifest(version).await?;
+            let reader = self.manifest(version).await?;
+            self.versions.push_back((version, reader));
             self.manifests.pop_front();
             if self.manifests.is_empty() {
                 self.packs_left = self.packs.keys().copied().collect();
@@ -165,9 +172,9 @@ impl Verification {
             if self.packs_left.is_empty() {
                 self.frames.sort_unstable();
             }
-        } else if let Some(version) = self.versions.front().copied() {
+        } else if let Some((version, reader)) = self.versions.front().cloned() {
             if self.state.place < Place::Version(version) {
-                self.version(version).await?;
+                self.version(version, reader).await?;
                 self.state.place = Place::Version(version);
             }
             self.versions.pop_front();
@@ -192,8 +199,7 @@ impl Verification {
         if head.is_some_and(|head| !versions.contains(&head)) {
             self.damage(&ObjectName::Latest, "it names a version that is not there".to_owned());
         }
-        self.manifests = versions.iter().copied().collect();
-        self.versions = versions.into();
+        self.manifests = versions.into();
         Ok(())
     }
 
@@ -215,8 +221,9 @@ impl Verification {
         Ok(())
     }
 
-    async fn manifest(&mut self, version: Version) -> Result<()> {
-        let Some(reader) = self.open(version).await? else { return Ok(()) };
+    /// Reads a manifest; returns it if there is room to keep it.
+    async fn manifest(&mut self, version: Version) -> Result<Option<VersionReader>> {
+        let Some(reader) = self.open(version).await? else { return Ok(None) };
         if self.state.place == Place::Beginning {
             let size = self.repository.backend().size(&ObjectName::Manifest(version)).await?;
             self.count(size.unwrap_or_default());
@@ -227,7 +234,10 @@ impl Verification {
                 self.damage(&ObjectName::Pack(entry.id), what);
             }
         }
-        Ok(())
+        let packs = reader.manifest().packs.len();
+        let is_kept = self.kept_packs + packs <= MAX_KEPT_PACKS;
+        self.kept_packs += if is_kept { packs } else { 0 };
+        Ok(is_kept.then_some(reader))
     }
 
     /// Opens a version, unless its manifest is damaged or it was pruned meanwhile.
@@ -244,8 +254,9 @@ impl Verification {
         Ok(size.is_none())
     }
 
-    async fn version(&mut self, version: Version) -> Result<()> {
-        let Some(reader) = self.open(version).await? else { return Ok(()) };
+    async fn version(&mut self, version: Version, kept: Option<VersionReader>) -> Result<()> {
+        let reader = if kept.is_some() { kept } else { self.open(version).await? };
+        let Some(reader) = reader else { return Ok(()) };
         for disk in &reader.manifest().disks {
             if let Some(name) = disk.trace_name(version) {
                 let read = self.trace(&reader, disk, &name).await;
