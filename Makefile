@@ -18,6 +18,7 @@ bench:
 	@scripts/install-packages bench
 	@echo "building what measures, and the program: 10 to 30 minutes the first time"
 	@cargo run --release --package collective-bench
+	@[ -n "$(QUICK)" ] || cargo test --release --package collective-repository --lib at_size -- --ignored --nocapture
 
 tidy:
 	@cargo xtask tidy

@@ -30,8 +30,8 @@ pub use request::{
 };
 pub use status::{
     AcceleratorStatus, ApplianceStatus, CacheReport, CacheStatus, CertificateStatus, Fetched, Held,
-    HostStatus, InstanceState, LockHolder, ServerStatus, Session, UserDiskStatus, VersionStatus,
-    Versions,
+    HostStatus, InstanceState, LockHolder, ServerStatus, Session, Stay, UserDiskStatus,
+    VersionStatus, Versions,
 };
 
 /// The header that names the session of a request.

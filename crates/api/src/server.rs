@@ -23,24 +23,28 @@
 //! GET /v1/grants; PUT, DELETE /v1/grants/{appliance}/{group}
 //! GET, POST /v1/tokens; DELETE /v1/tokens/{id};  GET /v1/hosts; DELETE /v1/hosts/{id};  GET /v1/audit
 //! GET, POST /v1/appliances; GET, DELETE /v1/appliances/{name}; POST /v1/appliances/{name}/verify|prune
+//! PUT /v1/appliances/{name}/retention, /v1/retention;  GET /v1/upkeep
 //! ```
 
 mod account;
 mod appliance;
 mod client;
 mod subscription;
+mod upkeep;
 
 pub use account::{
     AuditEntry, CreateGroup, CreateToken, CreateUser, Grant, Group, GuestHost, HostEntry, Issued,
     JoinReply, JoinRequest, LoginParametersRequest, LoginReply, LoginRequest, PasswordChange,
     RenewRequest, ServerInfo, Token, TokenCreated, User,
 };
-pub use appliance::{
-    Appliance, CreateAppliance, DamagedObject, PruneReport, PruneRequest, VerifyReport,
-};
+pub use appliance::{Appliance, CreateAppliance};
 pub use client::ServerClient;
 pub use subscription::{
     Lock, Profile, ProfileAppliance, RenewLock, SubscribeRequest, Subscription, TakeLock,
+};
+pub use upkeep::{
+    CheckStatus, DamagedObject, DamagedRepository, KeptVersion, PruneReport, PruneRequest,
+    SetRetention, Upkeep, VerifyReport,
 };
 
 /// The header that carries the fencing number of a lock with every write to a user disk's repository.

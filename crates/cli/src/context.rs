@@ -27,6 +27,13 @@ pub struct ServerArguments {
     server: Option<ServerSocket>,
 }
 
+impl ServerArguments {
+    /// Tells whether a socket was named.
+    pub fn is_named(&self) -> bool {
+        self.server.is_some()
+    }
+}
+
 /// The path of a server's socket for administrators.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerSocket(PathBuf);

@@ -22,6 +22,7 @@ mod logout;
 mod publish;
 mod reset;
 mod restart;
+mod retention;
 mod serve;
 mod start;
 mod status;

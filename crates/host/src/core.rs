@@ -8,12 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use collective_api::host::{
-    AcceleratorStatus, ApplianceStatus, CacheStatus, HostStatus, InstanceState, ServerStatus,
+    AcceleratorStatus, ApplianceStatus, CacheStatus, HostStatus, InstanceState, ServerStatus, Stay,
     VersionStatus, Versions,
 };
 use collective_disk::{Cache, CacheOptions, FetchSettings, Fetcher};
-use collective_model::{ApplianceName, Epoch, Error, ErrorKind, Result, UserName, Version};
-use collective_repository::{Descriptor, Kind, Repository, Trust};
+use collective_model::{
+    ApplianceName, Epoch, Error, ErrorKind, Result, Timestamp, UserName, Version,
+};
+use collective_repository::retention::Candidate;
+use collective_repository::{Descriptor, Kind, Repository, Retention, Trust, retention};
 use collective_vm::accelerator::{self, Probed};
 use collective_vm::qemu::Qemu;
 use tokio::sync::{OnceCell, watch};
@@ -272,12 +275,15 @@ impl Core {
         let profile = self.profile(session).await?;
         let appliance = self.repository(session, &profile.appliance(name)?.descriptor, Epoch(0));
         let appliance = listed(&appliance.await?).await?;
-        let user_disk = match profile.subscription(name) {
+        let mut user_disk = match profile.subscription(name) {
             Some(entry) => {
                 listed(&self.repository(session, &entry.descriptor, Epoch(0)).await?).await?
             }
             None => Vec::new(),
         };
+        if let Some(rule) = &profile.user_disk_retention {
+            foresee(rule, &mut user_disk, crate::now());
+        }
         Ok(Versions { appliance, user_disk })
     }
 
@@ -338,9 +344,27 @@ async fn listed(repository: &Repository) -> Result<Vec<VersionStatus>> {
             time: manifest.time,
             size_bytes: manifest.disks.iter().map(|disk| disk.size_bytes).sum(),
             notes: manifest.notes.clone(),
+            stays: None,
         });
     }
     Ok(list)
+}
+
+/// Says which versions of a user disk the server will keep. A rule counts from the newest version, so that the older ones, which may not
+/// be in the list, change nothing.
+fn foresee(rule: &Retention, versions: &mut [VersionStatus], now: Timestamp) {
+    let candidate = |status: &VersionStatus| Candidate {
+        version: status.version,
+        time: status.time,
+        stored: status.time,
+        replaces: retention::replaces(&status.notes),
+    };
+    let candidates: Vec<Candidate> = versions.iter().map(candidate).collect();
+    let kept = rule.keep(Kind::UserDisk, &candidates, &[], now);
+    for status in versions {
+        let stay = kept.get(&status.version).map_or(Stay::UntilPruned, |why| Stay::Kept(*why));
+        status.stays = Some(stay);
+    }
 }
 
 /// An appliance of which nothing runs here.
@@ -360,5 +384,38 @@ pub(crate) fn stopped(user: &UserName, name: &ApplianceName) -> ApplianceStatus 
         held: None,
         screen: None,
         operation: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use collective_api::host::{Stay, VersionStatus};
+    use collective_model::{Timestamp, Version};
+    use collective_repository::Retention;
+    use collective_repository::retention::{Reason, notes_of_undo};
+
+    use super::foresee;
+
+    #[test]
+    fn of_each_version_of_a_user_disk_it_is_said_whether_it_stays() {
+        let undone = notes_of_undo(Version::FIRST);
+        let status = |number: u64| VersionStatus {
+            version: Version::new(number).unwrap(),
+            time: Timestamp(i64::try_from(number).unwrap()),
+            size_bytes: 0,
+            notes: if number == 3 { undone.clone() } else { String::new() },
+            stays: None,
+        };
+        let mut versions = [6, 5, 4, 3, 2, 1].map(status);
+        foresee(&Retention::of_last(1), &mut versions, Timestamp(1000));
+        let expected = [
+            Stay::Kept(Reason::Head),
+            Stay::Kept(Reason::Undo),
+            Stay::UntilPruned,
+            Stay::Kept(Reason::Replaced),
+            Stay::Kept(Reason::Replaced),
+            Stay::UntilPruned,
+        ];
+        assert_eq!(versions.map(|version| version.stays.unwrap()), expected);
     }
 }

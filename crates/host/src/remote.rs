@@ -11,8 +11,8 @@ use collective_api::host::LockHolder;
 use collective_model::{
     ApplianceName, Epoch, Error, ErrorKind, RepositoryId, Result, SubscriptionId, Version,
 };
-use collective_repository::Descriptor;
 use collective_repository::backend::Backend;
+use collective_repository::{Descriptor, Retention};
 use serde::{Deserialize, Serialize};
 
 /// The server, on behalf of a user.
@@ -50,6 +50,9 @@ pub trait Remote: Send + Sync + Debug {
 pub struct Profile {
     pub appliances: Vec<Entitled>,
     pub subscriptions: Vec<Subscribed>,
+    /// Which versions of user disks the server keeps; none: all.
+    #[serde(default)]
+    pub user_disk_retention: Option<Retention>,
 }
 
 /// An appliance that a user may start.

@@ -22,10 +22,14 @@ mod prune;
 mod publish;
 mod reader;
 mod repository;
+pub mod retention;
 mod sealer;
 mod trace;
 pub mod trim;
 mod verify;
+
+#[cfg(test)]
+mod at_size;
 
 pub use copy::CopyStats;
 pub use descriptor::{Descriptor, Kind, Trust};
@@ -36,5 +40,6 @@ pub use prune::{PruneOptions, PruneReport};
 pub use publish::{DiskSource, FrameSink, Piece, PieceData, Publication, PublishStats, Published};
 pub use reader::{DiskReader, Extent, ExtentData, FramesArriving, VersionReader};
 pub use repository::Repository;
+pub use retention::Retention;
 pub use trace::Trace;
-pub use verify::{Damage, VerifyReport};
+pub use verify::{Damage, MAX_DAMAGES, Verification, VerifyReport, VerifyState};

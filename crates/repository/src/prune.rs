@@ -8,8 +8,11 @@
 //!
 //! What was noted, and when, is kept in `sweep.json`. An object is removed only if an earlier prune noted it at least `grace` ago, it was not
 //! written since, and nothing reaches it now. A reader of a removed version, and a publisher who builds on one or uploads what no
-//! manifest names yet, so have `grace` to finish; a commit that is later still is refused, because it names what is not there. The plan is
-//! pure; carrying it out can be broken off anywhere and repeated.
+//! manifest names yet, so have `grace` to finish; a commit that is later still is refused, because it names what is not there.
+//!
+//! Manifests are read beside publications; only while a few objects at a time are removed are commits kept away, and versions that were
+//! published meanwhile are looked at first. The plan is pure; carrying it out can be broken off anywhere and repeated. In memory are one
+//! manifest, and for each object its name and what is known of it: some 250 bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,15 +20,22 @@ use std::time::Duration;
 use collective_model::{Error, ErrorKind, Result, Timestamp, Version};
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Listed, ObjectName};
+use crate::backend::{Exclusive, Listed, ObjectName};
 use crate::manifest::Manifest;
 use crate::repository::Repository;
+use crate::retention::{Candidate, Reason, Retention, replaces};
+
+/// Objects that are removed before a publication that waits gets its turn: at two syncs each, less than a second.
+const REMOVED_AT_ONCE: usize = 32;
+
+/// Objects that are noted at a time: `sweep.json` may have 64 MiB. What is beyond is noted when these are gone.
+const MAX_NOTED: usize = 500_000;
 
 /// What to keep.
 #[derive(Clone, Debug)]
 pub struct PruneOptions {
-    /// The newest versions, this many; the head is always kept.
-    pub keep_last: u64,
+    /// Which versions stay; the head always does.
+    pub rule: Retention,
     /// These versions as well.
     pub keep: Vec<Version>,
     /// How long an object must have been unreached before it is removed: longer than the longest publish or start.
@@ -41,8 +51,8 @@ pub struct PruneOptions {
 pub struct PruneReport {
     /// Versions removed.
     pub removed_versions: Vec<Version>,
-    /// Versions that stay.
-    pub kept_versions: Vec<Version>,
+    /// Versions that stay, and why.
+    pub kept_versions: BTreeMap<Version, Reason>,
     /// Objects removed, the manifests of removed versions among them.
     pub removed_objects: u64,
     /// Bytes that they had.
@@ -60,51 +70,103 @@ struct Noted {
     since: BTreeMap<ObjectName, Timestamp>,
 }
 
+/// What versions that stay reach, as far as they were looked at.
+#[derive(Debug, Default)]
+struct Reached {
+    objects: BTreeSet<ObjectName>,
+    /// The head when it was last looked at; versions after it are new, and stay.
+    head: Option<Version>,
+}
+
 /// What a prune will do, with nothing left to decide.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Plan {
-    /// Objects noted long ago.
-    sweep: Vec<ObjectName>,
-    /// Manifests of versions that are not kept.
-    forget: Vec<ObjectName>,
+    /// What goes: objects noted long ago, then the manifests of versions that are not kept.
+    remove: Vec<Listed>,
     noted: Noted,
     report: PruneReport,
 }
 
 impl Repository {
-    /// Removes versions, and objects that were unreached for as long as `grace`.
+    /// Removes versions, and objects that were unreached for as long as `grace`. The secret of a private repository is not needed.
     ///
     /// # Errors
     /// `NotFound` for a version to keep that is not there; `Corrupt` if the manifest of a version to keep cannot be read: then nothing is
     /// removed.
     pub async fn prune(&self, options: PruneOptions) -> Result<PruneReport> {
-        let _exclusive = self.backend().exclusive().await?;
-        let versions = self.versions().await?;
-        let kept = kept_versions(&versions, &options)?;
-        let mut reached = BTreeSet::new();
-        for version in &kept {
+        let (head, candidates) = self.candidates().await?;
+        check_named(&candidates, &options.keep)?;
+        let kind = self.descriptor().kind;
+        let kept = options.rule.keep(kind, &candidates, &options.keep, options.now);
+        drop(candidates);
+        let mut reached = Reached { head, ..Reached::default() };
+        for version in kept.keys() {
             let reader = self.version(*version).await?;
-            reached.extend(needed(reader.manifest()));
+            reached.objects.extend(needed(reader.manifest()));
         }
         let mut listed = self.backend().list("versions/").await?;
         listed.extend(self.backend().list("packs/").await?);
-        let plan = plan(&listed, &reached, &self.noted().await?, &kept, &options);
+        let mut plan = plan(listed, &reached, &self.noted().await?, kept, &options);
         if !options.dry_run {
-            self.carry_out(&plan).await?;
+            self.carry_out(&mut plan, &mut reached).await?;
             let before = Timestamp(options.now.0.saturating_sub(millis(options.grace)));
             self.backend().remove_leftovers(before).await?;
         }
+        plan.finish();
         Ok(plan.report)
     }
 
-    async fn carry_out(&self, plan: &Plan) -> Result<()> {
-        for name in plan.sweep.iter().chain(&plan.forget) {
-            self.backend().delete(name).await?;
+    /// Reads of every version up to the head what a rule looks at. One whose manifest is damaged is as old as the file.
+    async fn candidates(&self) -> Result<(Option<Version>, Vec<Candidate>)> {
+        let head = self.head().await?;
+        let mut candidates = Vec::new();
+        for listed in self.backend().list("versions/").await? {
+            let ObjectName::Manifest(version) = listed.name else { continue };
+            if head.is_none_or(|head| version > head) {
+                continue;
+            }
+            let stored = listed.modified;
+            let (time, replaces) = match self.version(version).await {
+                Ok(reader) => (reader.manifest().time, replaces(&reader.manifest().notes)),
+                Err(error) if error.kind() == ErrorKind::Corrupt => (stored, false),
+                Err(error) => return Err(error),
+            };
+            candidates.push(Candidate { version, time, stored, replaces });
+        }
+        Ok((head, candidates))
+    }
+
+    async fn carry_out(&self, plan: &mut Plan, reached: &mut Reached) -> Result<()> {
+        for batch in std::mem::take(&mut plan.remove).chunks(REMOVED_AT_ONCE) {
+            let _exclusive = self.exclusive_and_up_to_date(reached).await?;
+            for object in batch.iter().filter(|object| !reached.objects.contains(&object.name)) {
+                self.backend().delete(&object.name).await?;
+                plan.remove.push(object.clone());
+            }
         }
         // Last: a prune that is broken off before has noted less, and so waits longer.
+        let _exclusive = self.exclusive_and_up_to_date(reached).await?;
+        plan.noted.since.retain(|name, _| !reached.objects.contains(name));
         let text = serde_json::to_vec(&plan.noted)
             .map_err(|error| Error::new(ErrorKind::Internal, "cannot write").with_source(error))?;
         self.backend().write(&ObjectName::Sweep, text.into()).await
+    }
+
+    /// Keeps commits away, and adds what those reach that were made since the last time.
+    async fn exclusive_and_up_to_date(&self, reached: &mut Reached) -> Result<Exclusive> {
+        let exclusive = self.backend().exclusive().await?;
+        let head = self.head().await?;
+        let (from, to) = (Version::after(reached.head).number(), head.map_or(0, Version::number));
+        for version in (from..=to).filter_map(Version::new) {
+            match self.version(version).await {
+                Ok(reader) => reached.objects.extend(needed(reader.manifest())),
+                // Somebody else pruned it meanwhile.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        reached.head = head;
+        Ok(exclusive)
     }
 
     /// Reads what the last prune noted. If it is damaged, waiting begins anew.
@@ -125,53 +187,69 @@ fn needed(manifest: &Manifest) -> impl Iterator<Item = ObjectName> {
     objects.chain([ObjectName::Manifest(manifest.version)])
 }
 
-fn kept_versions(versions: &[Version], options: &PruneOptions) -> Result<Vec<Version>> {
-    if let Some(missing) = options.keep.iter().find(|version| !versions.contains(version)) {
-        let message = format!("version {missing}, which is to be kept, does not exist");
-        return Err(Error::new(ErrorKind::NotFound, message));
+fn check_named(candidates: &[Candidate], named: &[Version]) -> Result<()> {
+    let is_there = |version: &&Version| candidates.iter().any(|it| it.version == **version);
+    match named.iter().find(|version| !is_there(version)) {
+        None => Ok(()),
+        Some(missing) => {
+            let message = format!("version {missing}, which is to be kept, does not exist");
+            Err(Error::new(ErrorKind::NotFound, message))
+        }
     }
-    let last = usize::try_from(options.keep_last.max(1)).unwrap_or(usize::MAX);
-    let newest = &versions[versions.len().saturating_sub(last)..];
-    let kept = versions.iter().filter(|it| newest.contains(it) || options.keep.contains(it));
-    Ok(kept.copied().collect())
 }
 
 fn plan(
-    listed: &[Listed],
-    reached: &BTreeSet<ObjectName>,
+    listed: Vec<Listed>,
+    reached: &Reached,
     noted: &Noted,
-    kept: &[Version],
+    kept: BTreeMap<Version, Reason>,
     options: &PruneOptions,
 ) -> Plan {
     let mut plan = Plan::default();
-    plan.report.kept_versions = kept.to_vec();
-    let head = kept.last();
-    for object in listed.iter().filter(|object| !reached.contains(&object.name)) {
-        let report = &mut plan.report;
+    let mut forget = Vec::new();
+    for object in listed.into_iter().filter(|object| !reached.objects.contains(&object.name)) {
         if let ObjectName::Manifest(version) = object.name
-            && head.is_some_and(|head| version <= *head)
+            && reached.head.is_some_and(|head| version <= head)
         {
-            report.removed_versions.push(version);
-            report.removed_objects += 1;
-            report.removed_bytes += object.size_bytes;
-            plan.forget.push(object.name);
+            forget.push(object);
             continue;
         }
         let known = noted.since.get(&object.name).copied();
         // A clock that jumped back must not make anything look old.
         let since = known.unwrap_or(options.now).max(object.modified);
         if known.is_some() && options.now.since(since) >= options.grace {
-            report.removed_objects += 1;
-            report.removed_bytes += object.size_bytes;
-            plan.sweep.push(object.name);
+            plan.remove.push(object);
         } else {
-            report.waiting_objects += 1;
-            report.waiting_bytes += object.size_bytes;
-            plan.noted.since.insert(object.name, since);
+            plan.report.waiting_objects += 1;
+            plan.report.waiting_bytes += object.size_bytes;
+            if plan.noted.since.len() < MAX_NOTED {
+                plan.noted.since.insert(object.name, since);
+            }
         }
     }
-    plan.report.removed_versions.sort_unstable();
+    plan.remove.extend(forget);
+    plan.report.kept_versions = kept;
     plan
+}
+
+impl Plan {
+    /// Counts what was removed, or would be.
+    fn finish(&mut self) {
+        for object in &self.remove {
+            if let ObjectName::Manifest(version) = object.name
+                && self
+                    .report
+                    .kept_versions
+                    .last_key_value()
+                    .is_some_and(|(head, _)| version < *head)
+            {
+                self.report.removed_versions.push(version);
+            }
+            self.report.removed_objects += 1;
+            self.report.removed_bytes += object.size_bytes;
+        }
+        self.report.removed_versions.sort_unstable();
+    }
 }
 
 fn millis(duration: Duration) -> i64 {

@@ -1,39 +1,57 @@
-//! Verification: reads everything that a version reaches, and says what is damaged.
+//! Verification: reads everything that versions reach, step by step, and says what is damaged.
 //!
-//! From each manifest down: signature, index, trace, then every pack that any version reaches, once, whole. Without the secret of a private
-//! repository all stored bytes are still checked against the hashes that the publisher signed; with it (and in public
-//! ones) frames are opened too, and their blocks checked against the tables by which publishers find them. Damage is no
-//! error but the result; one pack at a time is in memory.
+//! ```text
+//! manifests ──▶ packs, each once, whole, in the order of their ids ──▶ traces and indexes, version by version
+//! ```
+//!
+//! Without the secret of a private repository all stored bytes are still checked against the hashes that the publisher signed; with it
+//! (and in public ones) frames are opened too, their blocks checked against the tables by which publishers find them, and the frames
+//! that indexes name against those that packs have. Damage is no error but the result. Each step reads one object, so that whoever
+//! takes the steps decides how fast; a [`VerifyState`] can be kept, and gone on from after a restart. What is published meanwhile waits
+//! for the next verification, and what is pruned meanwhile is no damage.
+//!
+//! In memory are one pack or the manifest of one version; of each pack some 150 bytes, of each frame 8. Indexes are read by pages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use collective_model::{
     BLOCK_BYTES, Digest, Error, ErrorKind, Monitor, Progress, Result, ResultExt, Version,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::backend::ObjectName;
 use crate::descriptor::Descriptor;
 use crate::frame::FrameRef;
-use crate::index::Index;
 use crate::manifest::{DiskManifest, PackEntry};
 use crate::pack::{PackTable, check_header};
 use crate::reader::VersionReader;
 use crate::repository::Repository;
 use crate::sealer::Sealer;
 
+/// Damages that are named; of further ones it is only known how many there are.
+pub const MAX_DAMAGES: usize = 1000;
+
+/// Frames that are remembered to compare indexes with packs: 128 MiB, 4 TiB of data. What indexes say of frames beyond is checked when these are read.
+const MAX_FRAMES_COMPARED: usize = 1 << 24;
+
+/// Packs of manifests that are kept from the first reading to the second: 1 MB.
+const MAX_KEPT_PACKS: usize = 10_000;
+
 /// What verification found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyReport {
     /// Objects read.
     pub objects: u64,
     /// Bytes read.
     pub bytes: u64,
-    /// What is wrong; empty if all is well.
+    /// What is wrong, at most [`MAX_DAMAGES`]; empty if all is well.
     pub damages: Vec<Damage>,
+    /// Damages beyond these.
+    pub further_damages: u64,
 }
 
 /// One damaged object.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Damage {
     /// Its name.
     pub object: String,
@@ -41,19 +59,42 @@ pub struct Damage {
     pub what: String,
 }
 
-/// What versions say of a pack that they reach.
-struct ReachedPack {
-    entry: PackEntry,
-    /// The frames that indexes name in it, by their offsets; empty where indexes cannot be read.
-    frames: BTreeMap<u64, FrameRef>,
+/// How far a verification is, and what it found until then.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyState {
+    place: Place,
+    /// What was found until now.
+    pub report: VerifyReport,
+}
+
+/// What was done last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Place {
+    #[default]
+    Beginning,
+    Pack(Digest),
+    Version(Version),
 }
 
 /// A verification under way.
-struct Verifier<'a> {
-    repository: &'a Repository,
-    watch: &'a dyn Monitor,
-    report: VerifyReport,
-    packs: BTreeMap<Digest, ReachedPack>,
+#[derive(Debug)]
+pub struct Verification {
+    repository: Repository,
+    state: VerifyState,
+    /// Versions whose manifests are still to be read.
+    manifests: VecDeque<Version>,
+    /// Versions whose indexes are still to be read; with their manifests as far as these are few.
+    versions: VecDeque<(Version, Option<VersionReader>)>,
+    kept_packs: usize,
+    /// Every pack that a version reaches, and those of them that are still to be looked at.
+    packs: BTreeMap<Digest, PackEntry>,
+    packs_left: VecDeque<Digest>,
+    /// Packs whose frames are not known: damaged, missing, or beyond what is remembered.
+    unknown: BTreeSet<Digest>,
+    missing: BTreeSet<Digest>,
+    /// Of each frame that packs have, what [`fingerprint`] makes of it.
+    frames: Vec<u64>,
 }
 
 impl Repository {
@@ -62,36 +103,103 @@ impl Repository {
     /// # Errors
     /// If the repository cannot be read now; damage is no error but in the report.
     pub async fn verify(&self, watch: &dyn Monitor) -> Result<VerifyReport> {
-        let report = VerifyReport::default();
-        let mut verifier = Verifier { repository: self, watch, report, packs: BTreeMap::new() };
-        verifier.run().await?;
-        Ok(verifier.report)
+        let mut verification = self.verification(VerifyState::default()).await?;
+        while verification.step().await? {
+            let done_bytes = verification.state().report.bytes;
+            let total_bytes = Some(verification.total_bytes());
+            watch.progress(Progress { done_bytes, total_bytes, moved_bytes: done_bytes });
+        }
+        Ok(verification.state.report)
+    }
+
+    /// Begins a verification, or goes on with one.
+    ///
+    /// # Errors
+    /// If the repository cannot be read now.
+    pub async fn verification(&self, state: VerifyState) -> Result<Verification> {
+        let mut verification = Verification {
+            repository: self.clone(),
+            state,
+            manifests: VecDeque::new(),
+            versions: VecDeque::new(),
+            kept_packs: 0,
+            packs: BTreeMap::new(),
+            packs_left: VecDeque::new(),
+            unknown: BTreeSet::new(),
+            missing: BTreeSet::new(),
+            frames: Vec::new(),
+        };
+        verification.begin().await?;
+        Ok(verification)
     }
 }
 
-impl Verifier<'_> {
-    async fn run(&mut self) -> Result<()> {
+impl Verification {
+    /// Returns how far it is, to be kept if it may have to go on later.
+    #[must_use]
+    pub fn state(&self) -> &VerifyState {
+        &self.state
+    }
+
+    /// Returns about how many bytes are read in all, as far as it is known.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        let left = self.packs_left.iter().filter_map(|id| self.packs.get(id));
+        self.state.report.bytes + left.map(|pack| pack.bytes).sum::<u64>()
+    }
+
+    /// Checks the next object; returns false when there is none left, and the report is complete.
+    ///
+    /// # Errors
+    /// As [`Repository::verify`]; it can be tried again.
+    pub async fn step(&mut self) -> Result<bool> {
+        if let Some(version) = self.manifests.front().copied() {
+            let reader = self.manifest(version).await?;
+            self.versions.push_back((version, reader));
+            self.manifests.pop_front();
+            if self.manifests.is_empty() {
+                self.packs_left = self.packs.keys().copied().collect();
+            }
+        } else if let Some(id) = self.packs_left.front().copied() {
+            let entry = self.packs[&id];
+            if self.state.place < Place::Pack(id) {
+                self.pack(&entry).await?;
+                self.state.place = Place::Pack(id);
+            } else {
+                self.table_again(&entry).await?;
+            }
+            self.packs_left.pop_front();
+            if self.packs_left.is_empty() {
+                self.frames.sort_unstable();
+            }
+        } else if let Some((version, reader)) = self.versions.front().cloned() {
+            if self.state.place < Place::Version(version) {
+                self.version(version, reader).await?;
+                self.state.place = Place::Version(version);
+            }
+            self.versions.pop_front();
+        } else {
+            self.missing_packs().await?;
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    async fn begin(&mut self) -> Result<()> {
+        if self.state.place == Place::Beginning {
+            self.state = VerifyState::default();
+        }
         self.descriptor().await?;
         let versions = self.repository.versions().await;
         let Some(versions) = self.intact(&ObjectName::Latest, versions)? else { return Ok(()) };
-        self.report.objects += u64::from(!versions.is_empty());
+        if self.state.place == Place::Beginning {
+            self.state.report.objects += u64::from(!versions.is_empty());
+        }
         let head = self.repository.head().await?;
         if head.is_some_and(|head| !versions.contains(&head)) {
             self.damage(&ObjectName::Latest, "it names a version that is not there".to_owned());
         }
-        for version in versions {
-            self.version(version).await?;
-        }
-        let packs = std::mem::take(&mut self.packs);
-        let total_bytes = self.report.bytes + packs.values().map(|it| it.entry.bytes).sum::<u64>();
-        for pack in packs.into_values() {
-            self.pack(pack).await?;
-            self.watch.progress(Progress {
-                done_bytes: self.report.bytes,
-                total_bytes: Some(total_bytes),
-                moved_bytes: self.report.bytes,
-            });
-        }
+        self.manifests = versions.into();
         Ok(())
     }
 
@@ -103,7 +211,9 @@ impl Verifier<'_> {
             Err(error) => Err(error),
         };
         if let Some((descriptor, bytes)) = self.intact(&name, read)? {
-            self.count(bytes as u64);
+            if self.state.place == Place::Beginning {
+                self.count(bytes as u64);
+            }
             if descriptor != *self.repository.descriptor() {
                 self.damage(&name, "it is not what it was".to_owned());
             }
@@ -111,84 +221,189 @@ impl Verifier<'_> {
         Ok(())
     }
 
-    async fn version(&mut self, version: Version) -> Result<()> {
-        let name = ObjectName::Manifest(version);
-        let opened = self.repository.version(version).await;
-        let Some(reader) = self.intact(&name, opened)? else { return Ok(()) };
-        self.count(self.repository.backend().size(&name).await?.unwrap_or_default());
+    /// Reads a manifest; returns it if there is room to keep it.
+    async fn manifest(&mut self, version: Version) -> Result<Option<VersionReader>> {
+        let Some(reader) = self.open(version).await? else { return Ok(None) };
+        if self.state.place == Place::Beginning {
+            let size = self.repository.backend().size(&ObjectName::Manifest(version)).await?;
+            self.count(size.unwrap_or_default());
+        }
         for entry in &reader.manifest().packs {
-            let reached = self
-                .packs
-                .entry(entry.id)
-                .or_insert_with(|| ReachedPack { entry: *entry, frames: BTreeMap::new() });
-            if reached.entry != *entry {
+            if *self.packs.entry(entry.id).or_insert(*entry) != *entry {
                 let what = "versions disagree about the size or table of a pack".to_owned();
                 self.damage(&ObjectName::Pack(entry.id), what);
             }
         }
+        let packs = reader.manifest().packs.len();
+        let is_kept = self.kept_packs + packs <= MAX_KEPT_PACKS;
+        self.kept_packs += if is_kept { packs } else { 0 };
+        Ok(is_kept.then_some(reader))
+    }
+
+    /// Opens a version, unless its manifest is damaged or it was pruned meanwhile.
+    async fn open(&mut self, version: Version) -> Result<Option<VersionReader>> {
+        let opened = self.repository.version(version).await;
+        if opened.is_err() && self.is_gone(version).await? {
+            return Ok(None);
+        }
+        self.intact(&ObjectName::Manifest(version), opened)
+    }
+
+    async fn is_gone(&self, version: Version) -> Result<bool> {
+        let size = self.repository.backend().size(&ObjectName::Manifest(version)).await?;
+        Ok(size.is_none())
+    }
+
+    async fn version(&mut self, version: Version, kept: Option<VersionReader>) -> Result<()> {
+        let reader = if kept.is_some() { kept } else { self.open(version).await? };
+        let Some(reader) = reader else { return Ok(()) };
         for disk in &reader.manifest().disks {
-            self.disk(&reader, disk).await?;
+            if let Some(name) = disk.trace_name(version) {
+                let read = self.trace(&reader, disk, &name).await;
+                self.part(&name, read).await?;
+            }
+            let name = disk.index_name(version);
+            let read = self.index(&reader, disk).await;
+            self.part(&name, read).await?;
         }
         Ok(())
     }
 
-    async fn disk(&mut self, reader: &VersionReader, disk: &DiskManifest) -> Result<()> {
-        let version = reader.manifest().version;
-        if let Some(name) = disk.trace_name(version) {
-            let read = match self.repository.sealer().check_open() {
-                Ok(()) => reader.trace(disk.role).await.map(|_| ()),
-                Err(_) => self.check_stored_trace(&name, disk).await,
-            };
-            if self.intact(&name, read)?.is_some() {
-                self.count(disk.trace.as_ref().map_or(0, |trace| trace.bytes));
-            }
+    /// Notes how a part of a version is, unless the version was pruned while it was read.
+    async fn part(&mut self, name: &ObjectName, read: Result<u64>) -> Result<()> {
+        let version = name.version().expect("parts are of a version");
+        if read.is_err() && self.is_gone(version).await? {
+            return Ok(());
         }
-        let name = disk.index_name(version);
-        let read = match self.repository.sealer().check_open() {
-            Ok(()) => load_index(reader, disk).await,
-            Err(_) => reader.check_stored_index(disk.role).await.map(|()| Index::default()),
-        };
-        let Some(index) = self.intact(&name, read)? else { return Ok(()) };
-        self.count(disk.index.bytes);
-        for frame in index.frames {
-            let reached =
-                self.packs.get_mut(&frame.pack).expect("an index knows listed packs only");
-            let known = reached.frames.entry(frame.offset).or_insert(frame);
-            if *known != frame {
-                self.damage(&name, format!("its frame at {} of a pack is another", frame.offset));
-            }
-        }
+        let bytes = self.intact(name, read)?;
+        bytes.into_iter().for_each(|bytes| self.count(bytes));
         Ok(())
     }
 
-    async fn check_stored_trace(&self, name: &ObjectName, disk: &DiskManifest) -> Result<()> {
-        let Some(entry) = &disk.trace else { return Ok(()) };
+    async fn trace(
+        &self,
+        reader: &VersionReader,
+        disk: &DiskManifest,
+        name: &ObjectName,
+    ) -> Result<u64> {
+        let Some(entry) = &disk.trace else { return Ok(0) };
+        if self.is_readable() {
+            reader.trace(disk.role).await?;
+            return Ok(entry.bytes);
+        }
         let stored = self.repository.backend().read(name, Some(0..entry.bytes)).await?;
         if *blake3::hash(&stored).as_bytes() == entry.hash.0 {
-            return Ok(());
+            return Ok(entry.bytes);
         }
         Err(Error::new(ErrorKind::Corrupt, "its bytes do not have the hash of the manifest"))
     }
 
-    async fn pack(&mut self, pack: ReachedPack) -> Result<()> {
-        let name = ObjectName::Pack(pack.entry.id);
-        let backend = self.repository.backend();
-        let checked = match backend.read(&name, Some(0..pack.entry.bytes)).await {
+    async fn index(&self, reader: &VersionReader, disk: &DiskManifest) -> Result<u64> {
+        if !self.is_readable() {
+            reader.check_stored_index(disk.role).await?;
+            return Ok(disk.index.bytes);
+        }
+        let mut stranger = None;
+        let opened = reader.disk(disk.role).await?;
+        let data_bytes = opened
+            .index()
+            .check(|frame| {
+                let is_known = self.unknown.contains(&frame.pack)
+                    || !self.packs.contains_key(&frame.pack)
+                    || self.frames.binary_search(&fingerprint(frame)).is_ok();
+                stranger = stranger.or((!is_known).then_some(*frame));
+            })
+            .await?;
+        if let Some(frame) = stranger {
+            let what = format!(
+                "it names a frame at {} of pack {} that is not there",
+                frame.offset, frame.pack
+            );
+            return Err(Error::new(ErrorKind::Corrupt, what));
+        }
+        if data_bytes != disk.data_bytes {
+            let what = "it maps more or less data than the manifest says";
+            return Err(Error::new(ErrorKind::Corrupt, what));
+        }
+        Ok(disk.index.bytes)
+    }
+
+    async fn pack(&mut self, entry: &PackEntry) -> Result<()> {
+        let name = ObjectName::Pack(entry.id);
+        let checked = match self.repository.backend().read(&name, Some(0..entry.bytes)).await {
             Ok(bytes) => {
-                let repository = self.repository.clone();
+                let (repository, entry) = (self.repository.clone(), *entry);
                 tokio::task::spawn_blocking(move || {
-                    check_pack(&bytes, &pack, repository.descriptor(), repository.sealer())
-                        .map(|()| bytes.len() as u64)
+                    check_pack(&bytes, &entry, repository.descriptor(), repository.sealer())
                 })
                 .await
                 .or_error(ErrorKind::Internal, || "verification was broken off".to_owned())?
             }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.missing.insert(entry.id);
+                self.unknown.insert(entry.id);
+                return Ok(());
+            }
             Err(error) => Err(error),
         };
-        if let Some(bytes) = self.intact(&name, checked)? {
-            self.count(bytes);
+        match self.intact(&name, checked)? {
+            Some(table) => {
+                self.count(entry.bytes);
+                self.remember(entry, &table);
+            }
+            None => drop(self.unknown.insert(entry.id)),
         }
         Ok(())
+    }
+
+    /// Reads the table of a pack that was checked before a restart. What is wrong with it now is for the next verification.
+    async fn table_again(&mut self, entry: &PackEntry) -> Result<()> {
+        let start = entry.bytes.saturating_sub(u64::from(entry.table_bytes));
+        let name = ObjectName::Pack(entry.id);
+        match self.repository.backend().read(&name, Some(start..entry.bytes)).await {
+            Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
+            Ok(tail) => match PackTable::decode_trusted_tail(&tail, entry) {
+                Ok(table) => self.remember(entry, &table),
+                Err(_) => drop(self.unknown.insert(entry.id)),
+            },
+            Err(_) => drop(self.unknown.insert(entry.id)),
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, entry: &PackEntry, table: &PackTable) {
+        if !self.is_readable() {
+            return;
+        }
+        if self.frames.len() + table.frames.len() > MAX_FRAMES_COMPARED {
+            self.unknown.insert(entry.id);
+            return;
+        }
+        let frames = table.frames.iter().map(|frame| fingerprint(&frame.in_pack(entry.id)));
+        self.frames.extend(frames);
+    }
+
+    /// A pack that is not there is damage if a version that is there reaches it; a prune may have been faster than we.
+    async fn missing_packs(&mut self) -> Result<()> {
+        if self.missing.is_empty() {
+            return Ok(());
+        }
+        let mut lost = BTreeSet::new();
+        for version in self.repository.versions().await? {
+            if let Ok(reader) = self.repository.version(version).await {
+                let packs = reader.manifest().packs.iter().map(|pack| pack.id);
+                lost.extend(packs.filter(|id| self.missing.contains(id)));
+            }
+        }
+        self.missing.clear();
+        for id in lost {
+            self.damage(&ObjectName::Pack(id), format!("{} does not exist", ObjectName::Pack(id)));
+        }
+        Ok(())
+    }
+
+    fn is_readable(&self) -> bool {
+        self.repository.sealer().check_open().is_ok()
     }
 
     /// Turns what is wrong with an object into a line of the report; what cannot be known now stays an error.
@@ -209,36 +424,45 @@ impl Verifier<'_> {
     }
 
     fn damage(&mut self, name: &ObjectName, what: String) {
-        self.report.damages.push(Damage { object: name.to_string(), what });
+        let report = &mut self.state.report;
+        let damage = Damage { object: name.to_string(), what };
+        // A manifest is read several times.
+        if report.damages.contains(&damage) {
+        } else if report.damages.len() < MAX_DAMAGES {
+            report.damages.push(damage);
+        } else {
+            report.further_damages += 1;
+        }
     }
 
     fn count(&mut self, bytes: u64) {
-        self.report.objects += 1;
-        self.report.bytes += bytes;
+        self.state.report.objects += 1;
+        self.state.report.bytes += bytes;
     }
 }
 
-async fn load_index(reader: &VersionReader, disk: &DiskManifest) -> Result<Index> {
-    let index = reader.disk(disk.role).await?.index().load().await?;
-    if index.data_bytes() == disk.data_bytes {
-        return Ok(index);
-    }
-    Err(Error::new(ErrorKind::Corrupt, "it maps more or less data than the manifest says"))
+/// What stands for a frame with everything that is said of it.
+fn fingerprint(frame: &FrameRef) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&frame.pack.0).update(&frame.hash.0).update(&frame.offset.to_le_bytes());
+    hasher.update(&frame.stored_bytes.to_le_bytes()).update(&frame.blocks.to_le_bytes());
+    let hash = hasher.update(&[frame.codec.code()]).finalize();
+    u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("8 of 32 bytes are 8 bytes"))
 }
 
-/// Checks all of a pack.
+/// Checks all of a pack; returns what is in it.
 fn check_pack(
     bytes: &[u8],
-    pack: &ReachedPack,
+    pack: &PackEntry,
     descriptor: &Descriptor,
     sealer: &Sealer,
-) -> Result<()> {
+) -> Result<PackTable> {
     // The parts first, because they can say where the damage is; the hash of the whole cannot.
-    let table = check_structure(bytes, &pack.entry, descriptor)?;
+    let table = check_structure(bytes, pack, descriptor)?;
     let readable = sealer.check_open().is_ok();
     let mut block_hashes = table.block_hashes.iter();
     for entry in &table.frames {
-        let frame = entry.in_pack(pack.entry.id);
+        let frame = entry.in_pack(pack.id);
         let hashes = block_hashes.by_ref().take(entry.blocks as usize);
         let stored = &bytes[frame.offset as usize..frame.end() as usize];
         if !readable {
@@ -254,17 +478,10 @@ fn check_pack(
             }
         }
     }
-    if *blake3::hash(bytes).as_bytes() != pack.entry.id.0 {
-        return Err(Error::new(ErrorKind::Corrupt, "its bytes do not have the hash of its name"));
+    if *blake3::hash(bytes).as_bytes() == pack.id.0 {
+        return Ok(table);
     }
-    for (offset, frame) in &pack.frames {
-        let found = table.frames.binary_search_by_key(offset, |entry| entry.offset);
-        if found.is_err() || found.is_ok_and(|at| table.frames[at].in_pack(frame.pack) != *frame) {
-            let what = format!("an index names a frame at {offset} that the table does not have");
-            return Err(Error::new(ErrorKind::Corrupt, what));
-        }
-    }
-    Ok(())
+    Err(Error::new(ErrorKind::Corrupt, "its bytes do not have the hash of its name"))
 }
 
 fn check_structure(bytes: &[u8], entry: &PackEntry, descriptor: &Descriptor) -> Result<PackTable> {

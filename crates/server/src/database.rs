@@ -33,9 +33,10 @@ const DISK_FULL: &str = "the disk of the server's database is full";
 const REFUSED: &str = "the database refused a statement";
 
 /// The steps of the schema, oldest first. A step that was released is never changed.
-const MIGRATIONS: [(i64, &str, &str); 2] = [
+const MIGRATIONS: [(i64, &str, &str); 3] = [
     (1, "accounts, rights, repositories and locks", include_str!("../migrations/0001.sql")),
     (2, "removals that are not finished", include_str!("../migrations/0002.sql")),
+    (3, "retention rules and checks", include_str!("../migrations/0003.sql")),
 ];
 
 /// The database. Cheap to clone.
@@ -274,8 +275,16 @@ impl Row {
 
     /// Returns what a column holds as JSON.
     pub fn json<T: serde::de::DeserializeOwned>(&self, column: usize) -> Result<T> {
-        let text = self.optional_text(column)?.ok_or_else(|| missing(column))?;
-        serde_json::from_str(&text).map_err(|cause| missing(column).with_source(cause))
+        self.json_optional(column)?.ok_or_else(|| missing(column))
+    }
+
+    /// Returns what a column that may be empty holds as JSON.
+    pub fn json_optional<T: serde::de::DeserializeOwned>(
+        &self,
+        column: usize,
+    ) -> Result<Option<T>> {
+        let Some(text) = self.optional_text(column)? else { return Ok(None) };
+        serde_json::from_str(&text).map(Some).map_err(|cause| missing(column).with_source(cause))
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A server is a directory: its certificate authority, the SQLite database (unless there is a PostgreSQL), the objects of
 //! repositories (unless there is an S3 store), and the administrators' socket. It keeps nothing in memory that matters, so it may be killed at any instant. Who asks
-//! is in `caller`, what may be asked in `routes`; the rules of locks and of guesses are pure.
+//! is in `caller`, what may be asked in `routes`, what it does unasked in `upkeep`; the rules of locks and of guesses are pure.
 
 mod answer;
 mod authority;
@@ -18,5 +18,7 @@ mod routes;
 mod server;
 mod state;
 mod untaken;
+mod upkeep;
 
 pub use server::{Server, ServerOptions};
+pub use upkeep::UpkeepSettings;

@@ -4,7 +4,8 @@ mod account;
 mod appliance;
 pub mod repository;
 mod session;
-mod subscription;
+pub mod subscription;
+mod upkeep;
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -35,8 +36,8 @@ pub fn router(state: Arc<State>) -> Router {
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(from_fn(limited));
     let long = Router::new()
-        .route("/v1/appliances/{name}/verify", post(appliance::verify))
-        .route("/v1/appliances/{name}/prune", post(appliance::prune))
+        .route("/v1/appliances/{name}/verify", post(upkeep::verify))
+        .route("/v1/appliances/{name}/prune", post(upkeep::prune))
         .route("/v1/repositories/{id}/", get(repository::list))
         .route("/v1/repositories/{id}/{*name}", get(repository::read).put(repository::write))
         .layer(DefaultBodyLimit::disable());
@@ -85,6 +86,9 @@ fn administration() -> Router<Arc<State>> {
         .route("/v1/audit", get(account::audit))
         .route("/v1/appliances", get(appliance::list).post(appliance::create))
         .route("/v1/appliances/{name}", get(appliance::show).delete(appliance::remove))
+        .route("/v1/appliances/{name}/retention", put(upkeep::set_appliance_retention))
+        .route("/v1/retention", put(upkeep::set_user_disk_retention))
+        .route("/v1/upkeep", get(upkeep::show))
 }
 
 async fn limited(request: Request, next: Next) -> Response {

@@ -24,6 +24,7 @@ use crate::listener::{Connections, CurrentCertificate};
 use crate::objects::Objects;
 use crate::routes;
 use crate::state::{AUDIT_LINES_MAX, State};
+use crate::upkeep::{self, UpkeepSettings};
 
 /// The administrators' socket.
 const SOCKET_FILE: &str = "admin.sock";
@@ -49,6 +50,8 @@ pub struct ServerOptions {
     pub objects: Option<Bucket>,
     /// How long the certificates of hosts and devices are good, which they renew in time; the usual lives without one.
     pub certificate_life: Option<Duration>,
+    /// How often it looks after its repositories.
+    pub upkeep: UpkeepSettings,
 }
 
 impl fmt::Debug for ServerOptions {
@@ -113,6 +116,9 @@ impl Server {
         tasks.spawn(connections.clone().serve_network(listener, tls));
         tasks.spawn(connections.serve_socket(administrators));
         tasks.spawn(keep_house(Arc::clone(&state), certificate, provider, stop.clone()));
+        let upkeep = options.upkeep;
+        tasks.spawn(upkeep::keep_pruned(Arc::clone(&state), upkeep, stop.clone()));
+        tasks.spawn(upkeep::keep_checked(Arc::clone(&state), upkeep, stop.clone()));
         tracing::info!(%address, %fingerprint, "the server is up");
         Ok(Self { address, fingerprint, socket, state, tasks, stop, _lock: lock })
     }

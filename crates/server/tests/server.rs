@@ -23,3 +23,6 @@ mod secrets;
 
 #[path = "server/root.rs"]
 mod root;
+
+#[path = "server/upkeep.rs"]
+mod upkeep;

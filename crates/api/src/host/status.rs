@@ -3,6 +3,7 @@
 use collective_model::{
     ApplianceName, HostId, HostName, OperationId, Timestamp, UserName, Version,
 };
+use collective_repository::retention::Reason;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -243,4 +244,17 @@ pub struct VersionStatus {
     pub size_bytes: u64,
     /// What its publisher says of it.
     pub notes: String,
+    /// Whether the server will keep it, if it prunes by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stays: Option<Stay>,
+}
+
+/// How long a version stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stay {
+    /// It would stay if it were pruned now, for this reason.
+    Kept(Reason),
+    /// It goes when the server prunes next.
+    UntilPruned,
 }

@@ -17,7 +17,8 @@ use super::{
     Appliance, AuditEntry, CreateAppliance, CreateGroup, CreateToken, CreateUser, Grant, Group,
     HostEntry, Issued, JoinReply, JoinRequest, Lock, LoginParametersRequest, LoginReply,
     LoginRequest, PasswordChange, Profile, PruneReport, PruneRequest, RenewLock, RenewRequest,
-    ServerInfo, SubscribeRequest, Subscription, TakeLock, Token, TokenCreated, User, VerifyReport,
+    ServerInfo, SetRetention, SubscribeRequest, Subscription, TakeLock, Token, TokenCreated,
+    Upkeep, User, VerifyReport,
 };
 use crate::host::{HostClient, USER_HEADER};
 use crate::identity::Identity;
@@ -306,6 +307,26 @@ impl ServerClient {
         let request =
             self.request(Method::POST, &path).timeout(REPOSITORY_WORK_LIMIT).json(request);
         read(&path, self.send(&path, request).await?).await
+    }
+
+    /// Says which versions of an appliance stay when the server prunes it by itself.
+    pub async fn set_appliance_retention(
+        &self,
+        name: &ApplianceName,
+        request: &SetRetention,
+    ) -> Result<()> {
+        let path = format!("appliances/{name}/retention");
+        self.done(Method::PUT, &path, Some(request)).await
+    }
+
+    /// Says which versions of user disks stay.
+    pub async fn set_user_disk_retention(&self, request: &SetRetention) -> Result<()> {
+        self.done(Method::PUT, "retention", Some(request)).await
+    }
+
+    /// Asks how all repositories stand.
+    pub async fn upkeep(&self) -> Result<Upkeep> {
+        self.get("upkeep").await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {

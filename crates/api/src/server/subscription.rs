@@ -3,7 +3,7 @@
 use collective_model::{
     ApplianceName, Epoch, HostId, HostName, SubscriptionId, Timestamp, Version,
 };
-use collective_repository::Descriptor;
+use collective_repository::{Descriptor, Retention};
 use serde::{Deserialize, Serialize};
 
 use super::account::User;
@@ -17,6 +17,9 @@ pub struct Profile {
     pub appliances: Vec<ProfileAppliance>,
     /// What they have used.
     pub subscriptions: Vec<Subscription>,
+    /// Which versions of their user disks the server keeps; none: all.
+    #[serde(default)]
+    pub user_disk_retention: Option<Retention>,
 }
 
 /// An appliance that a person may start.

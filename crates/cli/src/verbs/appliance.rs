@@ -1,6 +1,7 @@
 //! `collective appliance …`: making, publishing and keeping the appliances that others start.
 
 mod build;
+pub mod check;
 mod list;
 mod prune;
 mod publish;
@@ -8,6 +9,7 @@ mod pull;
 mod push;
 mod registry;
 mod remove;
+mod retention;
 mod show;
 mod verify;
 
@@ -35,6 +37,7 @@ enum Verb {
     Prune(prune::Arguments),
     Push(push::Arguments),
     Pull(pull::Arguments),
+    Retention(retention::Arguments),
     Remove(remove::Arguments),
 }
 
@@ -49,6 +52,9 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<u8> {
         Verb::Prune(arguments) => prune::run(arguments, &server()?, context).await.map(super::done),
         Verb::Push(arguments) => push::run(arguments, &server()?, context).await,
         Verb::Pull(arguments) => pull::run(arguments, &server()?, context).await,
+        Verb::Retention(arguments) => {
+            retention::run(arguments, &server()?, context).await.map(super::done)
+        }
         Verb::Remove(arguments) => {
             remove::run(arguments, &server()?, context).await.map(super::done)
         }

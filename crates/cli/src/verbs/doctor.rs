@@ -8,13 +8,15 @@ use std::time::Duration;
 use clap::Args;
 use collective_api::ServerClient;
 use collective_api::host::{CertificateStatus, HostStatus};
+use collective_api::server::Upkeep;
 use collective_model::{ByteCount, Error, ErrorKind, Result, Timestamp};
 use collective_vm::accelerator::{Accelerator, Probed, probe};
 use collective_vm::qemu::Qemu;
 use serde::Serialize;
 
-use crate::context::{Context, now};
+use crate::context::{Context, ServerArguments, now};
 use crate::text;
+use crate::verbs::appliance::check;
 
 /// Less free space than this, and the next start may find no room for its layers and its cache.
 const ROOM_BYTES: u64 = 4_000_000_000;
@@ -28,13 +30,16 @@ const UNWELL: ErrorKind = ErrorKind::Unavailable;
 /// Check whether this computer has what it needs
 ///
 /// Looks at QEMU and what runs its guests, at disk space, at the host daemon, its server and the server's clock, who is
-/// logged in and how long that is good, and the cache; one line each, with a hint where something is wrong. Changes nothing. Ends with code 6 if a check failed.
+/// logged in and how long that is good, and the cache; for administrators also at what the server's checks of its repositories
+/// found; one line each, with a hint where something is wrong. Changes nothing. Ends with code 6 if a check failed.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  collective doctor")]
 pub struct Arguments {
     /// Directory of the host daemon
     #[arg(long, value_name = "DIR", env = "COLLECTIVE_HOST_DIR", hide_env_values = true)]
     dir: Option<PathBuf>,
+    #[command(flatten)]
+    server: ServerArguments,
 }
 
 /// How well a thing is.
@@ -56,13 +61,14 @@ struct Finding {
 }
 
 pub async fn run(arguments: Arguments, context: &Context) -> Result<u8> {
-    let dir = arguments.dir.unwrap_or_else(|| context.directories.host.clone());
+    let dir = arguments.dir.clone().unwrap_or_else(|| context.directories.host.clone());
     let mut findings = machines().await;
     findings.push(disk_space(&dir, free_bytes(&dir)));
     match daemon(context).await {
         Ok(found) => findings.extend(found),
         Err(error) => findings.push(failed("daemon", &error)),
     }
+    findings.extend(repositories(&arguments.server, context).await);
     for finding in &findings {
         context.output.say("check", finding, || finding.lines());
     }
@@ -118,6 +124,43 @@ async fn daemon(context: &Context) -> Result<Vec<Finding>> {
         });
     }
     Ok(findings)
+}
+
+/// Asks the server how its repositories are, where an administrator can: on its socket if one was named, else as who is logged in.
+async fn repositories(arguments: &ServerArguments, context: &Context) -> Vec<Finding> {
+    let upkeep = match context.server(arguments) {
+        Ok(server) => server.upkeep().await,
+        Err(error) => Err(error),
+    };
+    match upkeep {
+        Ok(upkeep) => about_repositories(&upkeep, now()),
+        Err(error) if arguments.is_named() => vec![failed("repositories", &error)],
+        // Nobody is an administrator here, or other lines say what is wrong.
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Says what the server knows of its repositories.
+fn about_repositories(upkeep: &Upkeep, now: Timestamp) -> Vec<Finding> {
+    let damaged = upkeep.damaged.iter().map(|it| {
+        let what = match &it.user {
+            None => it.appliance.to_string(),
+            Some(user) => format!("the user disk of {user} for {}", it.appliance),
+        };
+        let message = format!("{what}: {}", check::lines(&it.check, now).join("; "));
+        let hint = "restore the server's repositories from a backup; an appliance can also be published \
+            again with --repair";
+        failed("repositories", &Error::new(ErrorKind::Corrupt, message).with_hint(hint))
+    });
+    let oldest =
+        upkeep.oldest_check.map(|oldest| format!(", the longest ago {}", text::ago(oldest, now)));
+    let checked = format!(
+        "{} of {} checked{}",
+        upkeep.repositories - upkeep.unchecked.min(upkeep.repositories),
+        upkeep.repositories,
+        oldest.unwrap_or_default()
+    );
+    damaged.chain([ok("repositories", checked)]).collect()
 }
 
 /// Compares the clocks of this computer and of the server.
@@ -273,10 +316,14 @@ mod tests {
     use std::path::Path;
 
     use collective_api::host::{CacheStatus, CertificateStatus, HostStatus, ServerStatus, Session};
+    use collective_api::server::{CheckStatus, DamagedObject, DamagedRepository, Upkeep};
     use collective_model::Timestamp;
     use collective_vm::accelerator::{Accelerator, Probed};
 
-    use super::{Level, about_host, accelerator, certificates, clock, disk_space, free_bytes};
+    use super::{
+        Level, about_host, about_repositories, accelerator, certificates, clock, disk_space,
+        free_bytes,
+    };
 
     fn host(server: Option<ServerStatus>) -> HostStatus {
         HostStatus {
@@ -323,6 +370,35 @@ mod tests {
         insta::assert_snapshot!(finding.lines(), @r"
         warning  accelerator  tcg: /dev/kvm cannot be opened
                               hint: everything works, several times slower than with KVM
+        ");
+    }
+
+    #[test]
+    fn damage_at_the_server_fails_and_names_whose_it_is() {
+        let damage = DamagedObject { object: "packs/ab".to_owned(), what: "it is cut".to_owned() };
+        let bad = CheckStatus {
+            finished: Some(Timestamp(0)),
+            damaged: 1,
+            damages: vec![damage],
+            ..CheckStatus::default()
+        };
+        let upkeep = Upkeep {
+            user_disks: None,
+            repositories: 5,
+            unchecked: 2,
+            oldest_check: Some(Timestamp(0)),
+            damaged: vec![DamagedRepository {
+                appliance: "debian".parse().unwrap(),
+                user: Some("ann".parse().unwrap()),
+                check: bad,
+            }],
+        };
+        let found = about_repositories(&upkeep, Timestamp(60_000));
+        assert_eq!(found[0].level, Level::Failed);
+        insta::assert_snapshot!(found.iter().map(super::Finding::lines).collect::<Vec<_>>().join("\n"), @r"
+        failed   repositories the user disk of ann for debian: 1 min ago, 0 B read, 1 damaged;   packs/ab: it is cut
+                              hint: restore the server's repositories from a backup; an appliance can also be published again with --repair
+        ok       repositories 3 of 5 checked, the longest ago 1 min ago
         ");
     }
 

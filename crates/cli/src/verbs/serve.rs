@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use clap::Args;
 use collective_model::Result;
 use collective_repository::backend::Bucket;
-use collective_server::{Server, ServerOptions};
+use collective_server::{Server, ServerOptions, UpkeepSettings};
 use serde::Serialize;
 
 use crate::context::Context;
 use crate::daemon::{self, DaemonArguments};
-use crate::text::Span;
+use crate::text::{Size, Span};
 
 /// Run a server: accounts, rights, locks, and repositories
 ///
@@ -48,6 +48,9 @@ pub struct Arguments {
     /// A computer that cannot reach the server for longer has to be logged in at again.
     #[arg(long, value_name = "TIME")]
     certificate_life: Option<Span>,
+    /// How many bytes a second it reads to check its repositories, each once a month; 0: it does not [default: 8MiB]
+    #[arg(long, value_name = "SIZE")]
+    verify_rate: Option<Size>,
     #[command(flatten)]
     daemon: DaemonArguments,
 }
@@ -84,7 +87,12 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<()> {
     let (listen, database) = (arguments.listen, arguments.database);
     let certificate_life = arguments.certificate_life.map(|Span(life)| life);
     let objects = arguments.objects.as_deref().map(bucket).transpose()?;
-    let options = ServerOptions { dir: dir.clone(), listen, database, objects, certificate_life };
+    let mut upkeep = UpkeepSettings::default();
+    if let Some(Size(bytes)) = arguments.verify_rate {
+        upkeep.verify_bytes_s = bytes;
+    }
+    let options =
+        ServerOptions { dir: dir.clone(), listen, database, objects, certificate_life, upkeep };
     let server = Server::start(options).await?;
     let facts = Facts {
         url: url(server.address, &rustix::system::uname().nodename().to_string_lossy()),

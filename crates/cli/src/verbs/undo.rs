@@ -87,6 +87,7 @@ mod tests {
                 time: Timestamp(0),
                 size_bytes: 0,
                 notes: String::new(),
+                stays: None,
             })
             .collect();
         Versions { user_disk, ..Versions::default() }

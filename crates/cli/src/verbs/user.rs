@@ -4,6 +4,7 @@
 //! see `collective_api::keybag`.
 
 mod password;
+mod retention;
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +22,7 @@ use crate::prompt::SecretSource;
 use crate::table::{draw, words};
 use crate::text;
 
-/// Make and remove accounts, and set passwords
+/// Make and remove accounts, set passwords, and say what stays of user disks
 #[derive(Args, Debug)]
 pub struct Arguments {
     #[command(flatten)]
@@ -36,6 +37,7 @@ enum Verb {
     List(ListArguments),
     Remove(RemoveArguments),
     Password(password::Arguments),
+    Retention(retention::Arguments),
 }
 
 /// Make an account
@@ -108,6 +110,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<()> {
             Ok(())
         }
         Verb::Password(arguments) => password::run(arguments, &server, context).await,
+        Verb::Retention(arguments) => retention::run(arguments, &server, context).await,
     }
 }
 

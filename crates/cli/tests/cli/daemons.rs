@@ -194,6 +194,35 @@ fn a_server_is_administrated_on_its_own_socket() {
     assert_eq!((host.stop(), server.stop()), (0, 0));
 }
 
+#[test]
+fn what_is_kept_of_user_disks_is_shown_and_set_and_how_repositories_are_is_told() {
+    let home = Home::new();
+    let server = Daemon::start(&home, &["serve", "--dir", "s", "--listen", "127.0.0.1:0"]);
+    let on = |line: &str| {
+        let words = ["--server", "unix:s/admin.sock"].into_iter().chain(line.split(' '));
+        home.run(&words.collect::<Vec<_>>())
+    };
+    let said = |line: &str| {
+        let ended = on(line);
+        assert_eq!(ended.code, 0, "{line}: {}", ended.stderr);
+        ended.stdout.trim().to_owned()
+    };
+    let usual = "user disks keep all of 7 d, 31 daily, 53 weekly, 36 monthly";
+    assert_eq!(said("user retention"), usual);
+    let other = "user retention --keep-last 2 --keep-within 12h --keep-yearly 5";
+    assert_eq!(on(other).code, 2, "nobody was asked");
+    let other = format!("{other} --yes");
+    assert_eq!(said(&other), "user disks keep the last 2, all of 12 h, 5 yearly");
+    assert_eq!(said("user retention --off"), "user disks keep everything");
+    assert_eq!(said("user retention --default --yes"), usual);
+    let missing = on("appliance retention tinny --keep-last 3 --yes");
+    assert_eq!(missing.code, 4, "{}", missing.stderr);
+    assert!(said("audit").contains("set what is kept of user disks: everything"));
+    let doctor = on("doctor").stdout;
+    assert!(doctor.contains("repositories 0 of 0 checked"), "{doctor}");
+    assert_eq!(server.stop(), 0);
+}
+
 /// A person who is no administrator changes their own password, and logs in with it alone.
 fn check_own_password(home: &Home, login: &[&str]) {
     std::fs::write(home.path().join("new"), "battery staple\n").unwrap();

@@ -14,7 +14,7 @@ use collective_model::{
 };
 use collective_repository::{
     DiskReader, DiskSource, Extent, ExtentData, FrameSink, Piece, PieceData, Publication,
-    Repository, VersionReader,
+    Repository, VersionReader, retention,
 };
 use collective_vm::layer::{self, LayerData};
 
@@ -58,9 +58,9 @@ impl Upload {
             time: now(),
             hardware: None,
             notes: match what {
-                What::Template => "as the appliance brings it".to_owned(),
+                What::Template => retention::notes_of_beginning().to_owned(),
                 What::Layers(_) => String::new(),
-                What::Undo(version) => format!("version {version} again"),
+                What::Undo(version) => retention::notes_of_undo(version),
             },
             id: publishing.id.clone(),
             disks: vec![source],

@@ -146,6 +146,7 @@ impl Remote for AtServer {
                 .into_iter()
                 .map(|it| self.subscribed(it))
                 .collect(),
+            user_disk_retention: profile.user_disk_retention,
         })
     }
 

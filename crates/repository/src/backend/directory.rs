@@ -234,7 +234,7 @@ impl Directory {
                 listed.push(Listed { name, size_bytes: metadata.len(), modified });
             }
         })?;
-        listed.sort_by_key(|listed: &Listed| listed.name.to_string());
+        listed.sort_by_cached_key(|listed: &Listed| listed.name.to_string());
         Ok(listed)
     }
 

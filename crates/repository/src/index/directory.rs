@@ -2,7 +2,7 @@
 
 use collective_model::{Digest, Error, ErrorKind, Result};
 
-use super::page::{encode_extents, encode_frames};
+use super::page::{MAX_PAGE_BYTES, encode_extents, encode_frames};
 use super::{
     EXTENTS_PER_PAGE, EncodedIndex, FRAMES_PER_PAGE, Index, IndexFrame, MAX_EXTENTS, MAX_FRAMES,
 };
@@ -15,6 +15,9 @@ const HEADER: &[u8; 16] = b"COLLINDX\x01\0\0\0\0\0\0\0";
 
 /// Bytes of the directory before its rows.
 const HEAD_BYTES: usize = 32;
+
+/// Bytes that a page is stored in at most: as plain as it is, with what compression and sealing may add.
+const MAX_STORED_PAGE_BYTES: usize = MAX_PAGE_BYTES + (4 << 10);
 
 /// Where pages are and what they must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,6 +157,9 @@ fn decode_rows(
     let mut pages = Vec::new();
     for first_row in (0..rows).step_by(rows_per_page) {
         let stored_bytes = reader.u32()?;
+        if stored_bytes as usize > MAX_STORED_PAGE_BYTES {
+            return Err(Malformed("a page is too large"));
+        }
         pages.push(PageEntry {
             offset: *offset,
             stored_bytes,
@@ -176,3 +182,8 @@ pub(super) const HEADER_BYTES: usize = HEADER.len();
 
 /// The least that a directory has.
 pub(super) const MIN_DIRECTORY_BYTES: usize = HEAD_BYTES;
+
+/// The most that a directory has: 1.3 MB.
+pub(super) const MAX_DIRECTORY_BYTES: usize = HEAD_BYTES
+    + (4 + 32) * MAX_FRAMES.div_ceil(FRAMES_PER_PAGE)
+    + (4 + 32 + 8) * MAX_EXTENTS.div_ceil(EXTENTS_PER_PAGE);

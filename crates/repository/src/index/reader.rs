@@ -9,9 +9,11 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use collective_model::{BlockRange, Digest, Error, ErrorKind, Result, ResultExt};
+use collective_model::{BLOCK_BYTES, BlockRange, Digest, Error, ErrorKind, Result, ResultExt};
 
-use super::directory::{Directory, HEADER_BYTES, MIN_DIRECTORY_BYTES, PageEntry, check_header};
+use super::directory::{
+    Directory, HEADER_BYTES, MAX_DIRECTORY_BYTES, MIN_DIRECTORY_BYTES, PageEntry, check_header,
+};
 use super::page::{MAX_PAGE_BYTES, decode_extents, decode_frames};
 use super::{FRAMES_PER_PAGE, Index, IndexExtent, IndexSource};
 use crate::backend::{Backend, ObjectName, read_checked};
@@ -93,7 +95,10 @@ impl IndexReader {
         let start = object_bytes
             .checked_sub(u64::from(entry.directory_bytes))
             .filter(|start| *start >= HEADER_BYTES as u64 && object_bytes <= name.limit_bytes())
-            .filter(|_| entry.directory_bytes as usize >= MIN_DIRECTORY_BYTES)
+            .filter(|_| {
+                let allowed = MIN_DIRECTORY_BYTES..=MAX_DIRECTORY_BYTES;
+                allowed.contains(&(entry.directory_bytes as usize))
+            })
             .ok_or_else(|| Error::new(ErrorKind::Corrupt, damaged()))?;
         let (whole, directory) = if object_bytes <= WHOLE_BYTES {
             let whole = backend.read(name, Some(0..object_bytes)).await?;
@@ -150,11 +155,29 @@ impl IndexReader {
         }
         for number in 0..self.directory.extent_pages.len() {
             for extent in self.extent_page(number).await?.iter() {
-                self.check_in_frame(extent, &index.frames[extent.frame as usize])?;
+                self.check_in_frame(extent, index.frames[extent.frame as usize].blocks)?;
                 index.extents.push(*extent);
             }
         }
         Ok(index)
+    }
+
+    /// Reads all of the index page by page, keeps none, and shows every frame; returns how many bytes of the disk it maps.
+    pub async fn check(&self, mut see: impl FnMut(&FrameRef)) -> Result<u64> {
+        let mut blocks = Vec::new();
+        for number in 0..self.directory.frame_pages.len() {
+            let page = self.read_frame_page(number).await?;
+            page.iter().for_each(&mut see);
+            blocks.extend(page.iter().map(|frame| frame.blocks as u16));
+        }
+        let mut mapped = 0;
+        for number in 0..self.directory.extent_pages.len() {
+            for extent in self.read_extent_page(number).await? {
+                self.check_in_frame(&extent, blocks[extent.frame as usize].into())?;
+                mapped += u64::from(extent.count);
+            }
+        }
+        Ok(mapped * BLOCK_BYTES)
     }
 
     async fn frame(&self, extent: &IndexExtent, cursor: &mut FrameCursor) -> Result<FrameRef> {
@@ -164,12 +187,12 @@ impl IndexReader {
             cursor.number = Some(number);
         }
         let frame = cursor.page[extent.frame as usize % FRAMES_PER_PAGE];
-        self.check_in_frame(extent, &frame)?;
+        self.check_in_frame(extent, frame.blocks)?;
         Ok(frame)
     }
 
-    fn check_in_frame(&self, extent: &IndexExtent, frame: &FrameRef) -> Result<()> {
-        if extent.first + extent.count <= frame.blocks {
+    fn check_in_frame(&self, extent: &IndexExtent, frame_blocks: u32) -> Result<()> {
+        if extent.first + extent.count <= frame_blocks {
             return Ok(());
         }
         let message =
@@ -182,6 +205,12 @@ impl IndexReader {
         if let Some(Page::Extents(page)) = self.kept().get(id) {
             return Ok(page);
         }
+        let page = Arc::new(self.read_extent_page(number).await?);
+        self.kept().put(id, Page::Extents(page.clone()));
+        Ok(page)
+    }
+
+    async fn read_extent_page(&self, number: usize) -> Result<Vec<IndexExtent>> {
         let entry = &self.directory.extent_pages[number];
         let plain = self.page_bytes(entry).await?;
         // A page ends where the next one begins.
@@ -189,9 +218,7 @@ impl IndexReader {
         let limit = next.map_or(self.directory.blocks, |next| next.first_block);
         let (first, frames) = (entry.first_block, self.directory.frames);
         let extents = decode_extents(&plain, entry.rows, first, limit, frames);
-        let page = Arc::new(self.intact(entry, extents)?);
-        self.kept().put(id, Page::Extents(page.clone()));
-        Ok(page)
+        self.intact(entry, extents)
     }
 
     async fn frame_page(&self, number: usize) -> Result<Arc<Vec<FrameRef>>> {
@@ -199,12 +226,16 @@ impl IndexReader {
         if let Some(Page::Frames(page)) = self.kept().get(id) {
             return Ok(page);
         }
+        let page = Arc::new(self.read_frame_page(number).await?);
+        self.kept().put(id, Page::Frames(page.clone()));
+        Ok(page)
+    }
+
+    async fn read_frame_page(&self, number: usize) -> Result<Vec<FrameRef>> {
         let entry = &self.directory.frame_pages[number];
         let plain = self.page_bytes(entry).await?;
         let frames = decode_frames(&plain, entry.rows, &self.source.packs);
-        let page = Arc::new(self.intact(entry, frames)?);
-        self.kept().put(id, Page::Frames(page.clone()));
-        Ok(page)
+        self.intact(entry, frames)
     }
 
     /// Checks every page against its hash, without opening it.

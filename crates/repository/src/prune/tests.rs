@@ -1,12 +1,13 @@
 //! The plan of a prune, without a repository.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use collective_model::{Digest, ErrorKind, Timestamp, Version};
+use collective_model::{Digest, Timestamp, Version};
 
-use super::{Noted, Plan, PruneOptions, kept_versions, plan};
+use super::{Noted, Plan, PruneOptions, Reached, plan};
 use crate::backend::{Listed, ObjectName};
+use crate::retention::{Reason, Retention};
 
 const GRACE: Duration = Duration::from_millis(100);
 
@@ -23,8 +24,8 @@ fn version(number: u64) -> Version {
 }
 
 fn options(now: i64) -> PruneOptions {
-    let (keep, now) = (Vec::new(), Timestamp(now));
-    PruneOptions { keep_last: 1, keep, grace: GRACE, now, dry_run: false }
+    let (rule, keep, now) = (Retention::of_last(1), Vec::new(), Timestamp(now));
+    PruneOptions { rule, keep, grace: GRACE, now, dry_run: false }
 }
 
 fn planned(objects: &[(ObjectName, i64)], reached: &[ObjectName], noted: &Noted, now: i64) -> Plan {
@@ -36,8 +37,15 @@ fn planned(objects: &[(ObjectName, i64)], reached: &[ObjectName], noted: &Noted,
             modified: Timestamp(*modified),
         })
         .collect();
-    let reached: BTreeSet<_> = reached.iter().copied().collect();
-    plan(&listed, &reached, noted, &[version(3)], &options(now))
+    let reached = Reached { objects: reached.iter().copied().collect(), head: Some(version(3)) };
+    let kept = BTreeMap::from([(version(3), Reason::Head)]);
+    let mut plan = plan(listed, &reached, noted, kept, &options(now));
+    plan.finish();
+    plan
+}
+
+fn removed(plan: &Plan) -> Vec<ObjectName> {
+    plan.remove.iter().map(|object| object.name).collect()
 }
 
 fn noted(objects: &[(ObjectName, i64)]) -> Noted {
@@ -49,13 +57,14 @@ fn noted(objects: &[(ObjectName, i64)]) -> Noted {
 fn what_nothing_reaches_is_first_noted_then_removed() {
     let objects = [(pack(1), 0), (pack(2), 0)];
     let first = planned(&objects, &[pack(1)], &Noted::default(), 1000);
-    assert_eq!((first.sweep.as_slice(), first.report.waiting_objects), (&[][..], 1));
+    assert_eq!((removed(&first), first.report.waiting_objects), (vec![], 1));
     assert_eq!(first.noted, noted(&[(pack(2), 1000)]));
     let early = planned(&objects, &[pack(1)], &first.noted, 1099);
-    assert_eq!(early.sweep, []);
+    assert_eq!(removed(&early), []);
     assert_eq!(early.noted, first.noted);
     let late = planned(&objects, &[pack(1)], &early.noted, 1100);
-    assert_eq!(late.sweep, [pack(2)]);
+    assert_eq!(removed(&late), [pack(2)]);
+    assert_eq!((late.report.removed_objects, late.report.removed_bytes), (1, 10));
     assert_eq!(late.noted, Noted::default());
 }
 
@@ -63,35 +72,21 @@ fn what_nothing_reaches_is_first_noted_then_removed() {
 fn what_was_written_again_or_is_reached_again_waits_anew() {
     let before = noted(&[(pack(1), 0), (pack(2), 0)]);
     let plan = planned(&[(pack(1), 950), (pack(2), 0)], &[pack(2)], &before, 1000);
-    assert_eq!(plan.sweep, []);
+    assert_eq!(removed(&plan), []);
     assert_eq!(plan.noted, noted(&[(pack(1), 950)]));
 }
 
 #[test]
 fn a_clock_that_jumped_back_removes_nothing() {
     let plan = planned(&[(pack(1), 0)], &[], &noted(&[(pack(1), 5000)]), 1000);
-    assert_eq!(plan.sweep, []);
+    assert_eq!(removed(&plan), []);
 }
 
 #[test]
 fn manifests_below_the_head_go_at_once_and_one_beyond_it_waits() {
     let objects = [(manifest(2), 0), (manifest(3), 0), (manifest(4), 0)];
     let plan = planned(&objects, &[manifest(3)], &Noted::default(), 1000);
-    assert_eq!(plan.forget, [manifest(2)]);
+    assert_eq!(removed(&plan), [manifest(2)]);
     assert_eq!(plan.report.removed_versions, [version(2)]);
     assert_eq!(plan.noted, noted(&[(manifest(4), 1000)]));
-}
-
-#[test]
-fn the_head_is_kept_whatever_is_asked_and_a_missing_version_is_named() {
-    let versions = [1, 2, 3].map(version);
-    let keep = |keep_last, keep: &[u64]| {
-        let keep = keep.iter().map(|number| version(*number)).collect();
-        kept_versions(&versions, &PruneOptions { keep_last, keep, ..options(0) })
-    };
-    assert_eq!(keep(0, &[]).unwrap(), [version(3)]);
-    assert_eq!(keep(2, &[1]).unwrap(), versions);
-    assert_eq!(keep(u64::MAX, &[]).unwrap(), versions);
-    let error = keep(1, &[7]).unwrap_err();
-    assert!(error.kind() == ErrorKind::NotFound && error.to_string().contains("version 7"));
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use collective_model::{BlockRange, Digest, DiskRole, Silent, Timestamp};
 use collective_repository::backend::{Call, CallKind, Fault, Faulty, Memory, ObjectName};
 use collective_repository::{
-    DiskReader, DiskSource, ExtentData, Piece, PieceData, PruneOptions, PublishStats,
+    DiskReader, DiskSource, ExtentData, Piece, PieceData, PruneOptions, PublishStats, Retention,
 };
 
 use crate::world::{BLOCK, FRAME_BYTES, World, read_version, stored_packs, version};
@@ -116,7 +116,8 @@ async fn prune(world: &World, hours: i64) {
     for step in 0..2 {
         let now = Timestamp(hours * 3_600_000 + step);
         let (keep, grace) = (Vec::new(), Duration::ZERO);
-        let options = PruneOptions { keep_last: 3, keep, grace, now, dry_run: false };
+        let rule = Retention::of_last(3);
+        let options = PruneOptions { rule, keep, grace, now, dry_run: false };
         world.repository.prune(options).await.unwrap();
     }
 }

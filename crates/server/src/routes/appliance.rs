@@ -1,15 +1,12 @@
-//! Appliances: for administrators. Checking and pruning happen here, where the objects are.
+//! Appliances: for administrators.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State as Shared};
-use collective_api::server::{
-    Appliance, CreateAppliance, DamagedObject, PruneReport, PruneRequest, VerifyReport,
-};
-use collective_model::{ApplianceName, Error, ErrorKind, RepositoryId, Result, Silent, Version};
-use collective_repository::{Descriptor, Kind, PruneOptions, Repository, Trust};
+use collective_api::server::{Appliance, CreateAppliance};
+use collective_model::{ApplianceName, Error, ErrorKind, RepositoryId, Result, Version};
+use collective_repository::{Descriptor, Kind};
 
 use super::repository::{delete_repository, insert_repository, remove_objects};
 use super::{Input, absent, exists_already};
@@ -17,16 +14,14 @@ use crate::answer::Answer;
 use crate::caller::Caller;
 use crate::database::{Row, Value, text};
 use crate::state::State;
-
-/// How long an object must have been unreached before it is swept: longer than the longest upload or start.
-const SWEEP_GRACE: Duration = Duration::from_secs(24 * 3600);
+use crate::upkeep::record;
 
 pub async fn list(
     Shared(state): Shared<Arc<State>>,
     caller: Caller,
 ) -> Answer<Json<Vec<Appliance>>> {
     caller.administrator()?;
-    let sql = "select name, descriptor, head from appliances \
+    let sql = "select name, descriptor, head, retention from appliances \
         join repositories on repositories.id = appliances.repository order by name";
     let mut appliances = Vec::new();
     for row in state.database.read(sql, &[]).await? {
@@ -86,64 +81,8 @@ pub async fn remove(
     Ok(())
 }
 
-pub async fn verify(
-    Shared(state): Shared<Arc<State>>,
-    caller: Caller,
-    Path(name): Path<ApplianceName>,
-) -> Answer<Json<VerifyReport>> {
-    caller.administrator()?;
-    let _turn = state.turn(&state.repository_work).await?;
-    let repository = open(&state, &find(&state, &name).await?.repository).await?;
-    let report = repository.verify(&Silent).await?;
-    let damages = report.damages.into_iter();
-    Ok(Json(VerifyReport {
-        objects: report.objects,
-        bytes: report.bytes,
-        damages: damages
-            .map(|damage| DamagedObject { object: damage.object, what: damage.what })
-            .collect(),
-    }))
-}
-
-pub async fn prune(
-    Shared(state): Shared<Arc<State>>,
-    caller: Caller,
-    Path(name): Path<ApplianceName>,
-    Input(request): Input<PruneRequest>,
-) -> Answer<Json<PruneReport>> {
-    caller.administrator()?;
-    if request.keep_last == 0 {
-        let message = "the latest version always stays: keep_last is at least 1";
-        return Err(Error::new(ErrorKind::Invalid, message).into());
-    }
-    let _turn = state.turn(&state.repository_work).await?;
-    let repository = open(&state, &find(&state, &name).await?.repository).await?;
-    let report = repository
-        .prune(PruneOptions {
-            keep_last: request.keep_last,
-            keep: request.keep,
-            grace: SWEEP_GRACE,
-            now: state.now(),
-            dry_run: request.dry_run,
-        })
-        .await?;
-    if !request.dry_run {
-        let count = report.removed_versions.len();
-        let mut transaction = state.database.begin().await?;
-        let what = format!("pruned {count} versions of {name}");
-        state.audit(&mut transaction, &caller.audit_name(), what).await?;
-        transaction.commit().await?;
-    }
-    Ok(Json(PruneReport {
-        versions: report.removed_versions,
-        unreachable_packs: report.waiting_objects,
-        swept_packs: report.removed_objects,
-        freed_bytes: report.removed_bytes,
-    }))
-}
-
-async fn find(state: &State, name: &ApplianceName) -> Result<Appliance> {
-    let sql = "select name, descriptor, head from appliances \
+pub async fn find(state: &State, name: &ApplianceName) -> Result<Appliance> {
+    let sql = "select name, descriptor, head, retention from appliances \
         join repositories on repositories.id = appliances.repository where name = $1";
     let rows = state.database.read(sql, &[text(name)]).await?;
     appliance(state, rows.first().ok_or_else(|| absent("appliance", name))?).await
@@ -158,10 +97,7 @@ async fn appliance(state: &State, row: &Row) -> Result<Appliance> {
     let objects = state.objects.repository(repository.id)?.list("").await?;
     let stored_bytes = objects.iter().map(|object| object.size_bytes).sum();
     let head = Version::new(row.integer(2)?.unsigned_abs());
-    Ok(Appliance { name, repository, head, groups, stored_bytes })
-}
-
-async fn open(state: &State, descriptor: &Descriptor) -> Result<Repository> {
-    let trust = Trust { id: descriptor.id, publisher: descriptor.publisher, secret: None };
-    Repository::open(state.objects.repository(descriptor.id)?, trust).await
+    let retention = row.json_optional(3)?;
+    let check = record::check_of(state, repository.id).await?;
+    Ok(Appliance { name, repository, head, groups, stored_bytes, retention, check })
 }

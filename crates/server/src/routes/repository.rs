@@ -348,6 +348,21 @@ async fn write_latest(objects: &dyn Backend, version: Version) -> Result<()> {
     objects.write(&ObjectName::Latest, encode_latest(version).into()).await
 }
 
+/// Writes `latest` if a publication could not: who goes by it, as a prune does, must not take the head for what nobody published.
+pub async fn bring_up_latest(state: &State, id: RepositoryId) -> Result<()> {
+    let objects = state.objects.repository(id)?;
+    let _exclusive = objects.exclusive().await?;
+    let sql = "select head from repositories where id = $1";
+    let rows = state.database.read(sql, &[text(&id)]).await?;
+    let head = rows.first().ok_or_else(|| super::absent("repository", &id))?.integer(0)?;
+    match Version::new(head.unsigned_abs()) {
+        Some(head) if objects.head().await.ok().flatten() != Some(head) => {
+            write_latest(&*objects, head).await
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Checks that every object that a version needs is there, and as long as its manifest says.
 async fn check_objects(objects: &dyn Backend, manifest: &Manifest) -> Result<()> {
     let needed = futures::stream::iter(manifest.objects()).map(Ok);

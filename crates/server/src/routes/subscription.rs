@@ -28,6 +28,7 @@ use crate::caller::{Caller, Device};
 use crate::database::{Row, Transaction, Value, text};
 use crate::lock::{self, LockState, Taker};
 use crate::state::{State, random};
+use crate::upkeep::record;
 
 /// The columns of a lock, in the order in which [`lock_state`] reads them.
 macro_rules! lock_columns {
@@ -68,7 +69,9 @@ pub async fn profile(
         concat!("select ", subscription_columns!(), " where user_name = $1 order by appliance");
     let rows = state.database.read(sql, &[text(name)]).await?;
     let subscriptions = rows.iter().map(subscription).collect::<Result<_>>()?;
-    let profile = Profile { user: user(&state, name).await?, appliances, subscriptions };
+    let user_disk_retention = record::user_disk_retention(&state).await?;
+    let user = user(&state, name).await?;
+    let profile = Profile { user, appliances, subscriptions, user_disk_retention };
     let body = serde_json::to_vec(&profile).expect("plain structs always become JSON");
     let tag = format!("\"{}\"", &blake3::hash(&body).to_hex()[..32]);
     let known = headers.get(IF_NONE_MATCH).and_then(|known| known.to_str().ok());

@@ -12,7 +12,7 @@ use collective_model::{
 };
 use collective_repository::backend::{Backend, Http, ObjectName, PartKind};
 use collective_repository::{
-    DiskSource, Piece, PieceData, Publication, Published, Repository, SigningKey,
+    DiskSource, Piece, PieceData, Publication, Published, Repository, Retention, SigningKey,
 };
 
 use crate::lock::take;
@@ -238,11 +238,14 @@ async fn verify_and_prune_work_where_the_objects_are(world: World) {
     publish_system(&world, &key, 2).await.unwrap();
     let report = world.admin.verify_appliance(&debian()).await.unwrap();
     assert!(report.objects > 0 && report.damages.is_empty(), "{report:?}");
-    let request = PruneRequest { keep_last: 1, keep: Vec::new(), dry_run: false };
+    let request =
+        PruneRequest { rule: Some(Retention::of_last(1)), keep: Vec::new(), dry_run: false };
+    let path = world.dir.path().join("repositories").join(repository_id(&world).await.to_string());
+    // A publication that could not write `latest` any more is one all the same.
+    std::fs::remove_file(path.join("latest")).unwrap();
     let report = world.admin.prune_appliance(&debian(), &request).await.unwrap();
     assert_eq!(report.versions, [Version::FIRST]);
     // The packs of version 1 are swept later, so only the other one is damage.
-    let path = world.repositories().join(repository_id(&world).await.to_string());
     for pack in admin_objects(&world).await.list("packs/").await.unwrap() {
         let path = path.join(pack.name.to_string());
         let mut bytes = std::fs::read(&path).unwrap();
@@ -266,7 +269,8 @@ async fn a_removed_appliance_takes_its_objects_along(world: World) {
 async fn a_store_of_another_server_is_refused(world: World) {
     let another = tempfile::tempdir().unwrap();
     let bucket = world.s3.as_ref().unwrap().bucket();
-    let error = crate::world::start(another.path(), None, Some(bucket)).await.unwrap_err();
+    let error =
+        crate::world::start(another.path(), None, Some(bucket), world.upkeep).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict, "{error:?}");
     assert!(error.chain().contains("another server's"), "{error:?}");
 }
@@ -312,13 +316,13 @@ async fn objects_that_are_elsewhere_are_told_and_nothing_is_put_in_their_place(m
     assert_eq!(world.open("debian").await.head().await.unwrap(), Version::new(2));
 }
 
-async fn publish_system(world: &World, key: &SigningKey, seed: u8) -> Result<Published> {
+pub async fn publish_system(world: &World, key: &SigningKey, seed: u8) -> Result<Published> {
     let repository = world.open("debian").await;
     publish(&repository, key, DiskRole::System, Epoch(0), seed).await
 }
 
 /// Publishes a disk whose content a seed decides, after the head.
-async fn publish(
+pub async fn publish(
     repository: &Repository,
     key: &SigningKey,
     role: DiskRole,
@@ -383,7 +387,7 @@ async fn a_pack(world: &World) -> (Http, ObjectName) {
     (objects, name)
 }
 
-fn backend(client: &ServerClient, id: RepositoryId, epoch: u64) -> Http {
+pub fn backend(client: &ServerClient, id: RepositoryId, epoch: u64) -> Http {
     Http::new(client.http().clone(), &client.repository_url(id), Epoch(epoch))
 }
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use collective_api::ServerClient;
 use collective_model::{Digest, Epoch, ErrorKind};
 use collective_repository::backend::{Backend, Http, ObjectName};
+use collective_server::UpkeepSettings;
 
 use crate::world::{World, debian, start};
 
@@ -59,7 +60,7 @@ async fn a_full_disk_is_named_and_nothing_half_is_left() {
 async fn a_full_disk_of_the_database_is_named_and_with_room_again_all_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let _disk = SmallDisk::mount(dir.path());
-    let server = start(dir.path(), None, None).await.unwrap();
+    let server = start(dir.path(), None, None, UpkeepSettings::default()).await.unwrap();
     let admin = ServerClient::unix(&server.socket).unwrap();
     let mut made = vec!["before".parse().unwrap()];
     admin.create_group(&made[0]).await.unwrap();

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use collective_api::keybag::{PasswordKeys, PasswordParameters};
 use collective_api::server::CreateToken;
-use collective_server::ServerOptions;
+use collective_server::{ServerOptions, UpkeepSettings};
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::world::{PASSWORD, World};
@@ -71,6 +71,7 @@ fn the_password_of_a_database_is_not_shown() {
         database: Some("postgres://me:hunter2@db/collective".to_owned()),
         objects: None,
         certificate_life: None,
+        upkeep: UpkeepSettings::default(),
     };
     assert!(!format!("{options:?}").contains("hunter2"));
 }
@@ -79,7 +80,8 @@ fn the_password_of_a_database_is_not_shown() {
 async fn a_database_that_is_away_is_named_without_its_password() {
     let dir = tempfile::tempdir().unwrap();
     let url = "postgres://me:hunter2@127.0.0.1:1/collective".to_owned();
-    let error = crate::world::start(dir.path(), Some(url), None).await.unwrap_err();
+    let upkeep = UpkeepSettings::default();
+    let error = crate::world::start(dir.path(), Some(url), None, upkeep).await.unwrap_err();
     assert_eq!(error.kind(), collective_model::ErrorKind::Unavailable);
     assert!(error.to_string().contains("database"), "{error}");
     assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");

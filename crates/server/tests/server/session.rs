@@ -7,6 +7,7 @@ use collective_api::identity::{DeviceKey, Identity};
 use collective_api::keybag::{PasswordKeys, PasswordParameters};
 use collective_api::server::{CreateToken, GuestHost, JoinRequest, LoginRequest, PasswordChange};
 use collective_model::{ErrorKind, UserName};
+use collective_server::UpkeepSettings;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
@@ -252,7 +253,8 @@ async fn a_silent_client_keeps_nobody_waiting() {
 #[tokio::test]
 async fn a_second_server_on_the_directory_is_refused() {
     let world = World::sqlite().await;
-    let error = start(world.dir.path(), None, None).await.unwrap_err();
+    let started = start(world.dir.path(), None, None, UpkeepSettings::default()).await;
+    let error = started.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(error.to_string().contains(world.dir.path().to_str().unwrap()), "{error}");
 }

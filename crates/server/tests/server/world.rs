@@ -13,7 +13,7 @@ use collective_api::trust::{Anchor, ServerAddress, contact};
 use collective_model::{ApplianceName, HostId, RepositoryId, Result};
 use collective_repository::backend::{Bucket, Http};
 use collective_repository::{Descriptor, Kind, Repository, SigningKey, Trust};
-use collective_server::{Server, ServerOptions};
+use collective_server::{Server, ServerOptions, UpkeepSettings};
 use tempfile::TempDir;
 
 use crate::cluster::Cluster;
@@ -61,6 +61,8 @@ pub struct World {
     pub admin: ServerClient,
     pub address: ServerAddress,
     pub anchor: Anchor,
+    /// What the next start is given.
+    pub upkeep: UpkeepSettings,
     database: Option<String>,
     pub s3: Option<S3Server>,
     /// Held for its end: the last world stops the cluster.
@@ -100,11 +102,12 @@ impl World {
         s3: Option<S3Server>,
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let bucket = s3.as_ref().map(S3Server::bucket);
-        let server = start(dir.path(), database.clone(), bucket).await.unwrap();
+        let (bucket, upkeep) = (s3.as_ref().map(S3Server::bucket), UpkeepSettings::default());
+        let server = start(dir.path(), database.clone(), bucket, upkeep).await.unwrap();
         let (address, anchor) = reach(&server).await;
         let admin = ServerClient::unix(&server.socket).unwrap();
-        Self { server: Some(server), dir, admin, address, anchor, database, s3, _cluster: cluster }
+        let server = Some(server);
+        Self { server, dir, admin, address, anchor, upkeep, database, s3, _cluster: cluster }
     }
 
     pub async fn stop(&mut self) {
@@ -116,7 +119,7 @@ impl World {
     /// Starts the server again, on another port.
     pub async fn start(&mut self) -> Result<()> {
         let bucket = self.s3.as_ref().map(S3Server::bucket);
-        let server = start(self.dir.path(), self.database.clone(), bucket).await?;
+        let server = start(self.dir.path(), self.database.clone(), bucket, self.upkeep).await?;
         self.address = server.address.to_string().parse().unwrap();
         self.admin = ServerClient::unix(&server.socket).unwrap();
         self.server = Some(server);
@@ -272,9 +275,10 @@ pub async fn start(
     dir: &Path,
     database: Option<String>,
     objects: Option<Bucket>,
+    upkeep: UpkeepSettings,
 ) -> Result<Server> {
     let (dir, listen) = (dir.to_owned(), "127.0.0.1:0".parse().unwrap());
-    let options = ServerOptions { dir, listen, database, objects, certificate_life: None };
+    let options = ServerOptions { dir, listen, database, objects, certificate_life: None, upkeep };
     Server::start(options).await
 }
 

@@ -5,7 +5,8 @@ use collective_api::ServerClient;
 use collective_api::server::Appliance;
 use collective_model::{ByteCount, Result};
 
-use crate::context::Context;
+use super::check;
+use crate::context::{Context, now};
 use crate::table::{draw, figures, words};
 use crate::verbs::names;
 
@@ -26,6 +27,7 @@ pub async fn run(Arguments {}: Arguments, server: &ServerClient, context: &Conte
 }
 
 fn table(appliances: &[Appliance]) -> String {
+    let now = now();
     let rows = appliances
         .iter()
         .map(|appliance| {
@@ -33,10 +35,17 @@ fn table(appliances: &[Appliance]) -> String {
                 appliance.name.to_string(),
                 appliance.head.map_or_else(|| "-".to_owned(), |head| head.to_string()),
                 ByteCount(appliance.stored_bytes).to_string(),
+                check::cell(&appliance.check, now),
                 names(&appliance.groups),
             ]
         })
         .collect();
-    let columns = [words("APPLIANCE"), figures("VERSION"), figures("STORED"), words("GROUPS")];
+    let columns = [
+        words("APPLIANCE"),
+        figures("VERSION"),
+        figures("STORED"),
+        words("CHECKED"),
+        words("GROUPS"),
+    ];
     draw(&columns, rows, "no appliance yet: `collective appliance publish NAME`")
 }

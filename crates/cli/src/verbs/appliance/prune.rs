@@ -8,22 +8,24 @@ use collective_model::{ApplianceName, ByteCount, Result, Version};
 use crate::context::Context;
 use crate::text;
 use crate::verbs::names;
+use crate::verbs::retention::RetentionArguments;
 
 /// Drop old versions of an appliance
 ///
-/// Shows what would go, and asks. What no version needs any more is swept later, when no running upload or reader can still
+/// Shows which versions would go and why the others stay, and asks. Without a rule, that of `collective appliance retention`
+/// counts. What no version needs any more is swept later, when no running upload or reader can still
 /// want it; a prune after that frees its room.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  collective appliance prune debian --keep-last 3 --dry-run\n  \
-    collective appliance prune debian --keep-last 3 --keep 1 --yes"
+    collective appliance prune debian --keep-last 3 --keep 1 --yes\n  \
+    collective appliance prune debian --keep-within 30d --keep-monthly 12"
 )]
 pub struct Arguments {
     /// Which appliance
     appliance: ApplianceName,
-    /// How many of the latest versions stay
-    #[arg(long, value_name = "COUNT", value_parser = text::count::<u64>, allow_negative_numbers = true)]
-    keep_last: u64,
+    #[command(flatten)]
+    retention: RetentionArguments,
     /// Another version that stays; may be given several times
     #[arg(long = "keep", value_name = "VERSION")]
     keep: Vec<Version>,
@@ -36,8 +38,8 @@ pub struct Arguments {
 }
 
 pub async fn run(arguments: Arguments, server: &ServerClient, context: &Context) -> Result<()> {
-    let Arguments { appliance: name, keep_last, keep, dry_run, yes } = arguments;
-    let mut request = PruneRequest { keep_last, keep, dry_run: true };
+    let Arguments { appliance: name, retention, keep, dry_run, yes } = arguments;
+    let mut request = PruneRequest { rule: retention.rule(), keep, dry_run: true };
     if dry_run || !yes {
         let plan = server.prune_appliance(&name, &request).await?;
         if dry_run {
@@ -61,13 +63,16 @@ pub async fn run(arguments: Arguments, server: &ServerClient, context: &Context)
     Ok(())
 }
 
-fn planned(name: &ApplianceName, plan: &PruneReport) -> String {
-    format!(
+/// Says what would go, and why the rest would stay.
+pub fn planned(name: &ApplianceName, plan: &PruneReport) -> String {
+    let first = format!(
         "{name}: {}; {} can be swept now, which frees {}",
         dropped(&plan.versions, "would go"),
         text::count_of(plan.swept_packs, "pack"),
         ByteCount(plan.freed_bytes)
-    )
+    );
+    let kept = plan.kept.iter().map(|kept| format!("{} ({})", kept.version, kept.reason));
+    format!("{first}\n  stays: {}", names(&kept.collect::<Vec<_>>()))
 }
 
 fn dropped(versions: &[Version], verb: &str) -> String {
@@ -80,9 +85,28 @@ fn dropped(versions: &[Version], verb: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use collective_api::server::{KeptVersion, PruneReport};
     use collective_model::Version;
+    use collective_repository::retention::Reason;
 
-    use super::dropped;
+    use super::{dropped, planned};
+
+    #[test]
+    fn a_preview_says_why_versions_stay() {
+        let version = |number| Version::new(number).unwrap();
+        let kept = |number, reason| KeptVersion { version: version(number), reason };
+        let plan = PruneReport {
+            versions: vec![version(1)],
+            kept: vec![kept(2, Reason::Monthly), kept(3, Reason::Head)],
+            unreachable_packs: 0,
+            swept_packs: 1,
+            freed_bytes: 0,
+        };
+        insta::assert_snapshot!(planned(&"debian".parse().unwrap(), &plan), @r"
+        debian: version 1 would go; 1 pack can be swept now, which frees 0 B
+          stays: 2 (of its month), 3 (latest)
+        ");
+    }
 
     #[test]
     fn what_goes_is_named() {

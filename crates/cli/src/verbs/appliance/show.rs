@@ -12,10 +12,12 @@ use collective_repository::backend::Http;
 use collective_repository::{Manifest, Repository, Trust};
 use serde::Serialize;
 
+use super::check;
 use crate::context::{Context, now};
 use crate::table::{draw, figures, words};
 use crate::text;
 use crate::verbs::names;
+use crate::verbs::retention::said;
 
 /// Show one appliance and its versions
 #[derive(Args, Debug)]
@@ -128,13 +130,15 @@ fn overview(appliance: &Appliance, versions: &[Shown]) -> String {
         names if names.is_empty() => "nobody yet: `collective grant add`".to_owned(),
         names => names,
     };
+    let now = now();
     let head = format!(
-        "{}\n  repository {}\n  stored     {}\n  granted to {groups}\n",
+        "{}\n  repository {}\n  stored     {}\n  checked    {}\n  keeps      {}\n  granted to {groups}\n",
         appliance.name,
         appliance.repository.id,
-        ByteCount(appliance.stored_bytes)
+        ByteCount(appliance.stored_bytes),
+        check::lines(&appliance.check, now).join("\n  "),
+        said(appliance.retention.as_ref())
     );
-    let now = now();
     let rows = versions
         .iter()
         .map(|version| {

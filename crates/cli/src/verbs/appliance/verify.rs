@@ -11,7 +11,8 @@ use crate::wait;
 
 /// Check every byte of an appliance's repository
 ///
-/// The server reads everything that the appliance's versions reach and compares it with its hashes and signatures. Damage
+/// The server reads everything that the appliance's versions reach and compares it with its hashes and signatures. It does so
+/// once a month by itself, slowly; `collective appliance show` has the result of the last time. Damage
 /// is named, and ends the command with code 7. Hosts never use damaged bytes, whether they were found before or not.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  collective appliance verify debian")]
@@ -32,7 +33,7 @@ pub async fn run(arguments: Arguments, server: &ServerClient, context: &Context)
     if report.damages.is_empty() {
         return Ok(0);
     }
-    let message = match report.damages.len() {
+    let message = match report.damages.len() as u64 + report.further_damages {
         1 => format!("an object of `{name}` is damaged"),
         several => format!("{several} objects of `{name}` are damaged"),
     };
@@ -47,7 +48,7 @@ fn text(name: &ApplianceName, report: &VerifyReport) -> String {
         "{name}: {}, {} read, {} damaged",
         text::count_of(report.objects, "object"),
         ByteCount(report.bytes),
-        report.damages.len()
+        report.damages.len() as u64 + report.further_damages
     )];
     for damage in &report.damages {
         lines.push(format!("  {}: {}", damage.object, damage.what));
