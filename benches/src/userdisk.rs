@@ -39,6 +39,8 @@ use crate::writer::Writer;
 
 const ROLE: DiskRole = DiskRole::User;
 const BLOCK: usize = BLOCK_BYTES as usize;
+/// What is written to while layers are frozen: 16 MiB of the disk, which bounds what closing a layer has to sync.
+const WRITTEN_BLOCKS: u64 = 1 << 12;
 /// Bytes of two disks that are compared at once.
 const COMPARED_BYTES: usize = 1 << 20;
 /// What is done on the disk before each snapshot: documents written, one changed in place, a database that grows, a tree
@@ -150,7 +152,8 @@ async fn snapshots(scene: &Scene, image: &Path, report: &mut Report) -> Result<(
     let what = PieceData::File { file: Arc::new(File::open(&before)?), offset: 0 };
     let mut base = private.publish(None, vec![Piece { range: all, what }], all).await?;
     let mut share = Sample::default();
-    for (number, session) in SESSIONS.iter().enumerate() {
+    let sessions = &SESSIONS[..scene.rounds(SESSIONS.len(), 2)];
+    for (number, session) in sessions.iter().enumerate() {
         let after = scene.directory.join(format!("userdisk-{}.raw", number + 1));
         work_in(&work, session)?;
         copy(&work, &after)?;
@@ -313,12 +316,12 @@ async fn pauses(scene: &Scene, guest: &Guest, report: &mut Report) -> Result<()>
     let (over, longest_us) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let writing = std::thread::spawn({
         let (over, longest_us) = (Arc::clone(&over), Arc::clone(&longest_us));
-        let (mut writer, blocks) = (guest.writer()?, guest.size_bytes / BLOCK_BYTES);
+        let mut writer = guest.writer()?;
         move || -> Result<()> {
             let mut block = 0;
             while !over.load(Ordering::Relaxed) {
-                // Far apart, so that writes need clusters of their own.
-                block = (block + 7919) % blocks;
+                // Apart, so that each write needs a cluster of its own until all are there.
+                block = (block + 7919) % WRITTEN_BLOCKS;
                 let begun = Instant::now();
                 writer.write(block * BLOCK_BYTES, &[1; BLOCK])?;
                 longest_us.fetch_max(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
@@ -327,7 +330,7 @@ async fn pauses(scene: &Scene, guest: &Guest, report: &mut Report) -> Result<()>
         }
     });
     let (mut frozen, mut between) = (Sample::default(), Sample::default());
-    for number in 1..=scene.rounds(200, 40) {
+    for number in 1..=scene.rounds(100, 40) {
         longest_us.store(0, Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(20)).await;
         between.push(longest_us.swap(0, Ordering::Relaxed) as f64 / 1e3);
