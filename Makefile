@@ -13,11 +13,13 @@ test:
 	@scripts/install-packages test
 	@cargo xtask test
 
-# Our figures beside those of peers, in one run; see docs/performance.md. QUICK=1 for the short form.
+# Our figures beside those of peers, in one run; see docs/performance.md. QUICK=1 for the short form, ROWS=store,open for
+# some groups of rows.
 bench:
 	@scripts/install-packages bench
 	@echo "building what measures, and the program: 10 to 30 minutes the first time"
-	@cargo run --release --package collective-bench
+	@cargo build --release --package collective-cli --package collective-bench
+	@"$${CARGO_TARGET_DIR:-target}/release/collective-bench"
 	@[ -n "$(QUICK)" ] || cargo test --release --package collective-repository --lib at_size -- --ignored --nocapture
 
 tidy:

@@ -27,9 +27,9 @@ use crate::scene::{Scene, chain};
 use crate::web::Web;
 
 /// What frames of the floor hold, as in DESIGN 4.3.
-const FLOOR_FRAME_BLOCKS: usize = 64;
+pub const FLOOR_FRAME_BLOCKS: usize = 64;
 /// The level of publishing.
-const FLOOR_LEVEL: i32 = 3;
+pub const FLOOR_LEVEL: i32 = 3;
 
 /// Boots over all lines, and reports. `local_seconds` is the boot from a raw file.
 pub async fn measure(
@@ -189,13 +189,18 @@ impl Drop for Bridge {
 }
 
 /// A peer's server; ended when dropped.
-struct Ended(Child);
+pub struct Ended(Child);
 
 impl Ended {
-    fn start(command: &mut Command) -> Result<Self> {
+    pub fn start(command: &mut Command) -> Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn();
         Ok(Self(child.with_context(|| format!("{name} does not start"))?))
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(None))
     }
 }
 

@@ -44,6 +44,10 @@ pub const BROADBAND: Line = Line {
 pub const DSL: Line =
     Line { name: "dsl", down: 1_500_000, up: 384_000, round_trip: Duration::from_millis(40) };
 
+/// So fast that it only counts.
+pub const COUNTED: Line =
+    Line { name: "counted", down: 1 << 40, up: 1 << 40, round_trip: Duration::ZERO };
+
 impl Line {
     /// Seconds that so many bytes take to the client, at least.
     pub fn seconds(&self, bytes: f64) -> f64 {
@@ -57,6 +61,7 @@ pub struct Link {
     /// Where clients connect.
     pub address: SocketAddr,
     down: Arc<Lane>,
+    up: Arc<Lane>,
     accepting: AbortHandle,
 }
 
@@ -75,10 +80,10 @@ impl Link {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let (down, up) = (Lane::new(line.down, &line), Lane::new(line.up, &line));
-        let to_client = Arc::clone(&down);
+        let (to_client, to_server) = (Arc::clone(&down), Arc::clone(&up));
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let (down, up) = (Arc::clone(&to_client), Arc::clone(&up));
+                let (down, up) = (Arc::clone(&to_client), Arc::clone(&to_server));
                 tokio::spawn(async move {
                     tokio::time::sleep(line.round_trip).await;
                     let Ok(server) = TcpStream::connect(server).await else { return };
@@ -91,12 +96,17 @@ impl Link {
                 });
             }
         });
-        Ok(Self { address, down, accepting: accepting.abort_handle() })
+        Ok(Self { address, down, up, accepting: accepting.abort_handle() })
     }
 
     /// Bytes that went to clients, headers of requests and TLS included.
     pub fn down_bytes(&self) -> u64 {
         self.down.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that went to the server.
+    pub fn up_bytes(&self) -> u64 {
+        self.up.bytes.load(Ordering::Relaxed)
     }
 }
 

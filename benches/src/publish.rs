@@ -59,7 +59,7 @@ async fn publish(scene: &Scene, trace: &Trace) -> Result<Round> {
     let id = RepositoryId(*b"collective-bench");
     let descriptor = Descriptor::public(id, Kind::Appliance, signer.publisher());
     let repository = Repository::create(backend, descriptor, None).await.map_err(chain)?;
-    let publication = publication(&scene.appliance.system, trace)?;
+    let publication = publication(&scene.appliance.system, Some(trace), None)?;
     let (wall, processor) = (SystemTime::now(), processor_time());
     let published = repository.publish(publication, &signer, &Silent).await.map_err(chain)?;
     Ok(Round {
@@ -70,7 +70,12 @@ async fn publish(scene: &Scene, trace: &Trace) -> Result<Round> {
     })
 }
 
-fn publication(image: &Path, trace: &Trace) -> Result<Publication> {
+/// A whole image as the next version.
+pub fn publication(
+    image: &Path,
+    trace: Option<&Trace>,
+    parent: Option<Version>,
+) -> Result<Publication> {
     let file = File::open(image)?;
     let size_bytes = file.metadata()?.len();
     let range = collective_model::BlockRange::covering(0, size_bytes);
@@ -80,10 +85,10 @@ fn publication(image: &Path, trace: &Trace) -> Result<Publication> {
         size_bytes,
         base: None,
         pieces: vec![Piece { range, what }],
-        trace: Some(trace.clone()),
+        trace: trace.cloned(),
     };
     Ok(Publication {
-        parent: None,
+        parent,
         epoch: collective_model::Epoch::default(),
         time: SystemTime::now().into(),
         hardware: Some(collective_model::Hardware::default()),
@@ -137,13 +142,13 @@ fn megabytes(bytes: u64) -> Sample {
 }
 
 /// Processor time of this process, all threads.
-fn processor_time() -> Duration {
+pub fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
 /// Processor time of the children that ended: `/proc/self/stat` counts it in hundredths of a second.
-fn children_time() -> Duration {
+pub fn children_time() -> Duration {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or("").split(' ').collect();
     let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);

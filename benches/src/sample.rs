@@ -21,6 +21,12 @@ impl Sample {
         }
     }
 
+    /// The least measurement that is not exceeded by such a share of them: 0.99 for all but one in a hundred.
+    pub fn percentile(&self, share: f64) -> f64 {
+        let place = (share * self.0.len() as f64).ceil() as usize;
+        self.0.get(place.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+    }
+
     /// From the least to the greatest, as a share of the median.
     pub fn spread(&self) -> f64 {
         match (self.0.first(), self.0.last()) {
@@ -50,5 +56,11 @@ mod tests {
         assert_eq!((sample.median(), sample.spread()), (5.0, 8.0 / 5.0));
         let sample: Sample = [4.0, 2.0].into_iter().collect();
         assert_eq!(sample.median(), 3.0);
+    }
+
+    #[test]
+    fn a_percentile_leaves_the_rest_above_it() {
+        let sample: Sample = (1..=200).rev().map(f64::from).collect();
+        assert_eq!((sample.percentile(0.99), sample.percentile(1.0)), (198.0, 200.0));
     }
 }

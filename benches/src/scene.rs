@@ -13,6 +13,8 @@ use crate::report::say;
 pub struct Scene {
     /// Fewer rounds.
     pub quick: bool,
+    /// The groups of rows that are measured; none: all.
+    rows: Vec<String>,
     /// `target/bench`.
     pub directory: PathBuf,
     /// The appliance that everything is measured on.
@@ -23,7 +25,7 @@ pub struct Scene {
 
 impl Scene {
     /// Builds the appliance unless an earlier run did, and asks what there is to run it with.
-    pub async fn set(quick: bool) -> Result<Self> {
+    pub async fn set(quick: bool, rows: Vec<String>) -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no parent")?;
         let directory = root.join("target/bench");
         std::fs::create_dir_all(&directory)?;
@@ -34,7 +36,7 @@ impl Scene {
         let qemu = Qemu::discover().await.map_err(chain)?;
         let accelerator = accelerator::probe(&qemu).await;
         say(&format!("{}: {}", accelerator.accelerator, accelerator.why));
-        Ok(Self { quick, directory, appliance, qemu, accelerator })
+        Ok(Self { quick, rows, directory, appliance, qemu, accelerator })
     }
 
     /// An empty directory for one measure.
@@ -45,6 +47,11 @@ impl Scene {
         }
         std::fs::create_dir_all(&path)?;
         Ok(path)
+    }
+
+    /// Whether a group of rows is asked for.
+    pub fn wants(&self, group: &str) -> bool {
+        self.rows.is_empty() || self.rows.iter().any(|row| row == group)
     }
 
     /// How many rounds a measure takes.

@@ -5,6 +5,8 @@
 //! it changes with every publication. Everything here looks at one layer alone.
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use collective_model::{BLOCK_BYTES, BlockRange, Error, ErrorKind, Result, ResultExt};
@@ -15,6 +17,14 @@ use crate::tool::{self, Limits};
 
 /// Why these: one cluster has 32 pieces, and a 32nd of 128 KiB is one block.
 const OPTIONS: &str = "extended_l2=on,cluster_size=128k";
+
+/// What a qcow2 file begins with, where the number of entries of its first table and then the table's place stand, and what
+/// of the header that is (QEMU's docs/interop/qcow2.txt).
+const MAGIC: &[u8] = b"QFI\xfb";
+const TABLE_ENTRIES_AT: usize = 36;
+const HEADER_BYTES: usize = 48;
+/// Entries of the first table that are looked at: disks of 128 TiB. A longer table is for QEMU.
+const FIRST_TABLE_ENTRIES: usize = 128 << 10;
 
 /// A run of blocks that a layer has something to say about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,12 +78,36 @@ pub async fn create(path: &Path, size_bytes: u64) -> Result<()> {
 /// `Corrupt` when the file is no layer or is damaged; `NotFound` without it or without `qemu-img`.
 pub async fn map(path: &Path) -> Result<Vec<LayerExtent>> {
     present(path)?;
+    if holds_nothing(path) {
+        return Ok(Vec::new());
+    }
     let said =
         image_tool(on_file(&["map", "--output=json", "-U", "-f", "qcow2"], path), Limits::WALK)
             .await
             .map_err(|error| error.context(format!("cannot read the layer {}", path.display())))?;
     parse_map(&said)
         .map_err(|error| error.context(format!("cannot use the map of {}", path.display())))
+}
+
+/// Tells whether the first table of a layer names no second one: nothing was written then, which is found out here
+/// without a process. What cannot be read is for QEMU to judge.
+fn holds_nothing(path: &Path) -> bool {
+    let first_table = || {
+        let file = File::open(path)?;
+        let mut header = [0; HEADER_BYTES];
+        file.read_exact_at(&mut header, 0)?;
+        let (magic, rest) = header.split_at(TABLE_ENTRIES_AT);
+        let (entries, offset) = rest.split_at(size_of::<u32>());
+        let entries = u32::from_be_bytes(entries.try_into().unwrap_or_default()) as usize;
+        let offset = u64::from_be_bytes(offset.try_into().unwrap_or_default());
+        if !magic.starts_with(MAGIC) || entries > FIRST_TABLE_ENTRIES {
+            return Err(std::io::ErrorKind::InvalidData.into());
+        }
+        let mut table = vec![0; entries * size_of::<u64>()];
+        file.read_exact_at(&mut table, offset)?;
+        std::io::Result::Ok(table)
+    };
+    first_table().is_ok_and(|table| table.iter().all(|byte| *byte == 0))
 }
 
 /// Checks a layer that nobody has open.
@@ -164,7 +198,28 @@ fn extent(run: &Run) -> Result<LayerExtent> {
 mod tests {
     use collective_model::BlockRange;
 
-    use super::{LayerData, LayerExtent, parse_map};
+    use super::{HEADER_BYTES, LayerData, LayerExtent, holds_nothing, parse_map};
+
+    #[test]
+    fn a_layer_holds_nothing_only_if_its_whole_first_table_is_there_and_empty() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut image = vec![0; 100];
+        image[..4].copy_from_slice(b"QFI\xfb");
+        image[39] = 3;
+        image[47] = 64;
+        let judged = |bytes: &[u8]| {
+            std::fs::write(file.path(), bytes).unwrap();
+            holds_nothing(file.path())
+        };
+        assert!(judged(&image));
+        assert!(!judged(&image[..87]), "the table is cut short");
+        assert!(!judged(&image[..HEADER_BYTES - 1]), "the header is cut short");
+        for (at, byte) in [(64, 1), (87, 1), (0, b'q'), (36, 1), (40, 1)] {
+            let before = std::mem::replace(&mut image[at], byte);
+            assert!(!judged(&image), "byte {at}");
+            image[at] = before;
+        }
+    }
 
     #[test]
     fn a_map_keeps_what_is_written_and_what_is_zeroed_and_drops_what_is_below() {

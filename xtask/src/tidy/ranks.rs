@@ -6,7 +6,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-/// Every crate with its rank; `cli` links the other programs of rank 3 because they are shipped as one.
+/// Every crate with its rank; `cli` links the other programs of rank 3 because they are shipped as one, and the bench plays
+/// on the stage of `xtask`.
 const RANKS: [(&str, u32); 11] = [
     ("collective-model", 0),
     ("collective-repository", 1),
@@ -16,7 +17,7 @@ const RANKS: [(&str, u32); 11] = [
     ("collective-host", 3),
     ("collective-server", 3),
     ("collective-cli", 4),
-    ("collective-bench", 4),
+    ("collective-bench", 5),
     ("xtask", 4),
     ("collective-fuzz", 4),
 ];

@@ -20,8 +20,9 @@ use crate::backend::{Backend, ObjectName, read_checked};
 use crate::frame::FrameRef;
 use crate::sealer::{Purpose, Sealer};
 
-/// An index object up to this size is read whole: one round trip, and the map of a disk of some 6 GiB.
-const WHOLE_BYTES: u64 = 1 << 20;
+/// An index object up to this size is read whole, in one round trip: that of a Debian system of 1 GB has 40 to 120 KB. A
+/// larger one held up the first byte over DSL for a second and more (docs/performance.md, `open.cold.dsl`).
+const WHOLE_BYTES: u64 = 128 << 10;
 
 /// Decoded pages that are kept for each open disk: at most some 50 MiB.
 const MAX_KEPT_PAGES: usize = 512;

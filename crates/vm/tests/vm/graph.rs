@@ -227,6 +227,7 @@ async fn snapshots_under_a_writing_client_lose_and_invent_nothing() {
         let new = disk.path(&format!("layer-{round}"));
         layer::create(&new, DISK_BYTES).await.unwrap();
         let writer = keep_writing(&disk.guest(), round * 2);
+        assert_eq!(layer::map(&new).await.unwrap(), [], "nobody wrote to it yet");
         let chain = graph::freeze(&disk.qmp, ROLE, &new).await.unwrap();
         assert_eq!(chain.top().file, new);
         assert_eq!(chain.layers.len(), 2);
