@@ -11,6 +11,7 @@ mod http;
 mod incoming;
 mod memory;
 mod name;
+mod watch;
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -26,9 +27,12 @@ pub use directory::Directory;
 pub use faulty::{Call, CallKind, Fault, Faulty};
 pub use head::{check_commit, decode_latest, encode_latest};
 pub use http::Http;
+#[cfg(feature = "fuzzing")]
+pub(crate) use http::fuzzing;
 pub use incoming::Incoming;
 pub use memory::Memory;
 pub use name::{ObjectName, PartKind};
+pub use watch::{FileChange, Watch};
 
 /// The bytes of a range, as they come.
 pub type Pieces = BoxStream<'static, Result<Bytes>>;
@@ -67,7 +71,8 @@ pub trait Backend: Send + Sync + Debug {
     /// Returns the highest version; none before the first.
     async fn head(&self) -> Result<Option<Version>>;
 
-    /// Publishes a version: writes its manifest and moves the head from the version before to it, at once.
+    /// Publishes a version: writes its manifest and moves the head from the version before to it, at once. Said again of the version at the
+    /// head, with the same manifest, it makes sure that it is durable, or is refused as any other.
     ///
     /// # Errors
     /// `Conflict` if the head is not the version before, the epoch is stale, or an object that the manifest names is missing.

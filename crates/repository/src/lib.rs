@@ -13,6 +13,8 @@ pub mod backend;
 mod codec;
 pub mod descriptor;
 mod frame;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod index;
 pub mod keys;
 pub mod manifest;

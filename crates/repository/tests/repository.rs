@@ -1,6 +1,8 @@
 //! The repository from outside: what is published is what is read, whatever happens in between.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 
+#[path = "repository/seeds.rs"]
+mod seeds;
 #[path = "repository/world.rs"]
 mod world;
 
@@ -10,6 +12,8 @@ mod damage;
 mod frozen;
 #[path = "repository/http.rs"]
 mod http;
+#[path = "repository/power.rs"]
+mod power;
 #[path = "repository/prune.rs"]
 mod prune;
 #[path = "repository/publish.rs"]
@@ -20,5 +24,7 @@ mod reference;
 mod repack;
 #[path = "repository/stall.rs"]
 mod stall;
+#[path = "repository/storm.rs"]
+mod storm;
 #[path = "repository/trim.rs"]
 mod trim;

@@ -10,7 +10,7 @@ use collective_model::{ErrorKind, IoResultExt, Result, ResultExt};
 use tempfile::NamedTempFile;
 
 use super::ObjectName;
-use super::directory::sync_directory;
+use super::watch::{FileChange, Watch};
 
 /// An object that is not there yet.
 #[derive(Debug)]
@@ -18,6 +18,7 @@ pub struct Incoming {
     pub(super) name: ObjectName,
     pub(super) file: NamedTempFile,
     pub(super) path: PathBuf,
+    pub(super) watch: Watch,
 }
 
 impl Incoming {
@@ -26,12 +27,7 @@ impl Incoming {
     /// # Errors
     /// `Unavailable` if the disk is full; then nothing is left of the object.
     pub async fn append(self, piece: Bytes) -> Result<Self> {
-        self.blocking(move |mut this| {
-            let failed = || format!("cannot store {}", this.name);
-            this.file.as_file_mut().write_all(&piece).or_io(failed)?;
-            Ok(this)
-        })
-        .await
+        self.blocking(move |mut this| this.append_now(&piece).map(|()| this)).await
     }
 
     /// Makes it an object, durably and at once.
@@ -39,14 +35,23 @@ impl Incoming {
     /// # Errors
     /// As [`append`](Self::append).
     pub async fn keep(self) -> Result<()> {
-        self.blocking(|this| {
-            let Self { name, file, path } = this;
-            let failed = || format!("cannot store {name}");
-            file.as_file().sync_all().or_io(failed)?;
-            file.persist(&path).map_err(|error| error.error).or_io(failed)?;
-            path.parent().map_or(Ok(()), sync_directory).or_io(failed)
-        })
-        .await
+        self.blocking(Self::keep_now).await
+    }
+
+    pub(super) fn append_now(&mut self, piece: &[u8]) -> Result<()> {
+        let name = self.name;
+        self.file.as_file_mut().write_all(piece).or_io(|| format!("cannot store {name}"))
+    }
+
+    pub(super) fn keep_now(self) -> Result<()> {
+        let Self { name, file, path, watch } = self;
+        let failed = || format!("cannot store {name}");
+        watch.hear(|| FileChange::Sync(file.path().to_owned())).or_io(failed)?;
+        file.as_file().sync_all().or_io(failed)?;
+        let renamed = || FileChange::Rename { from: file.path().to_owned(), to: path.clone() };
+        watch.hear(renamed).or_io(failed)?;
+        file.persist(&path).map_err(|error| error.error).or_io(failed)?;
+        path.parent().map_or(Ok(()), |parent| watch.sync_directory(parent)).or_io(failed)
     }
 
     async fn blocking<T: Send + 'static>(
