@@ -30,7 +30,7 @@ fn whenever_the_power_goes_what_was_acknowledged_is_there_and_nothing_is_half_th
     let place =
         if Path::new("/dev/shm").is_dir() { "/dev/shm".into() } else { std::env::temp_dir() };
     let (mut cuts, mut versions) = (0, 0);
-    each_seed(RUNS, |random| {
+    let many = each_seed(RUNS, |random| {
         let home = TempDir::new_in(&place).unwrap();
         let mut run = Run {
             home,
@@ -44,7 +44,7 @@ fn whenever_the_power_goes_what_was_acknowledged_is_there_and_nothing_is_half_th
         cuts += run.lives;
         versions += run.model.len();
     });
-    assert!(cuts > 0 && versions > 0, "{cuts} cuts, {versions} versions");
+    assert!(!many || (cuts > 0 && versions > 0), "{cuts} cuts, {versions} versions");
 }
 
 /// One repository through several lives.

@@ -1,17 +1,20 @@
 //! Many runs, each from a number: a run that fails says its number, and `COLLECTIVE_SEED` takes it.
 
 /// Runs with the seeds from 1 to `count`; or with what `COLLECTIVE_SEED` says, a seed or a range of them such as `1..100000`.
-pub fn each_seed(count: u64, mut run: impl FnMut(&mut Random)) {
+/// Returns whether there were so many that each thing must have happened.
+pub fn each_seed(count: u64, mut run: impl FnMut(&mut Random)) -> bool {
     let text = std::env::var("COLLECTIVE_SEED").unwrap_or(format!("1..{}", count + 1));
     let number = |text: &str| text.parse().expect("COLLECTIVE_SEED is a number, or two as in 1..9");
     let seeds: std::ops::Range<u64> = match text.split_once("..") {
         Some((first, end)) => number(first)..number(end),
         None => number(&text)..number(&text) + 1,
     };
+    let many = seeds.end - seeds.start >= 100;
     for seed in seeds {
         let _failure = SayOnFailure(seed);
         run(&mut Random::new(seed));
     }
+    many
 }
 
 struct SayOnFailure(u64);

