@@ -20,6 +20,7 @@ pub fn each_seed(count: u64, mut run: impl FnMut(&mut Random)) -> bool {
 struct SayOnFailure(u64);
 
 impl Drop for SayOnFailure {
+    #[expect(clippy::print_stdout, reason = "a test that fails says how to run it again")]
     fn drop(&mut self) {
         if std::thread::panicking() {
             println!("COLLECTIVE_SEED={}", self.0);
