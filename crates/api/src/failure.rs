@@ -18,6 +18,10 @@ pub struct ErrorBody {
     pub error: Failure,
 }
 
+/// Causes that are kept at most of what another side says: each lies within the one before, and thousands would overflow
+/// the stack of who drops them.
+const MAX_CAUSES: usize = 32;
+
 /// An error as it is sent and kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -48,7 +52,8 @@ impl From<&Error> for Failure {
 
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
-        let cause = failure.causes.into_iter().rev().fold(None, |inner: Option<Self>, text| {
+        let causes = failure.causes.into_iter().take(MAX_CAUSES);
+        let cause = causes.rev().fold(None, |inner: Option<Self>, text| {
             let outer = Self::new(failure.kind, text);
             Some(match inner {
                 Some(inner) => outer.with_source(inner),
@@ -97,6 +102,16 @@ mod tests {
         let back = of_response(409, &body);
         assert_eq!((back.kind(), back.hint()), (ErrorKind::Conflict, Some("break it")));
         assert_eq!(back.chain(), sent.chain());
+    }
+
+    #[test]
+    fn causes_without_end_are_cut_and_do_not_overflow_the_stack() {
+        let causes = vec!["and so on".to_owned(); 200_000];
+        let failure =
+            Failure { kind: ErrorKind::Conflict, message: "no".to_owned(), causes, hint: None };
+        let body = serde_json::to_vec(&ErrorBody { error: failure }).unwrap();
+        let chain = of_response(409, &body).chain();
+        assert_eq!(chain.matches("and so on").count(), super::MAX_CAUSES);
     }
 
     #[test]

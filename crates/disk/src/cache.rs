@@ -9,6 +9,8 @@
 
 mod eviction;
 mod format;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod pins;
 mod segment;
 mod writer;
@@ -103,6 +105,12 @@ impl Cache {
             return Err(Error::new(ErrorKind::Invalid, message())
                 .with_hint("a cache needs a capacity of at least 16 MiB"));
         }
+        Self::open_any(directory, options)
+    }
+
+    /// Opens a cache of any capacity: tests fill small ones sooner.
+    fn open_any(directory: &Path, options: CacheOptions) -> Result<Self> {
+        let message = || format!("cannot open the cache {}", directory.display());
         let (segments, pins) = (directory.join("segments"), directory.join("pins"));
         for directory in [&segments, &pins] {
             DirBuilder::new().recursive(true).mode(0o700).create(directory).or_io(message)?;
@@ -399,3 +407,7 @@ fn plain_bytes(blocks: u32) -> usize {
 #[cfg(test)]
 #[path = "cache/tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "cache/storm/tests.rs"]
+mod storm;

@@ -9,6 +9,8 @@
 //! What is said is in `wire`, how a negotiation goes in `handshake`. Only the owner may open the socket.
 
 mod connection;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod handshake;
 mod output;
 mod wire;

@@ -12,6 +12,8 @@
 mod cache;
 mod export;
 mod fetcher;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod nowait;
 mod raw_file;
 mod recorder;

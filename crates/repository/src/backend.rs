@@ -14,6 +14,7 @@ mod name;
 mod oci;
 mod s3;
 mod transfer;
+mod watch;
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -29,11 +30,14 @@ pub use directory::Directory;
 pub use faulty::{Call, CallKind, Fault, Faulty};
 pub use head::{check_commit, decode_latest, encode_latest};
 pub use http::Http;
+#[cfg(feature = "fuzzing")]
+pub(crate) use http::fuzzing;
 pub use incoming::{Incoming, Receive};
 pub use memory::Memory;
 pub use name::{ObjectName, PartKind};
 pub use oci::{Credentials, Oci, RegistryReference};
 pub use s3::{Bucket, S3};
+pub use watch::{FileChange, Watch};
 
 /// The bytes of a range, as they come.
 pub type Pieces = BoxStream<'static, Result<Bytes>>;
@@ -69,7 +73,8 @@ pub trait Backend: Send + Sync + Debug {
     /// Returns the highest version; none before the first.
     async fn head(&self) -> Result<Option<Version>>;
 
-    /// Publishes a version: writes its manifest and moves the head from the version before to it, at once.
+    /// Publishes a version: writes its manifest and moves the head from the version before to it, at once. Said again of the version at the
+    /// head, with the same manifest, it makes sure that it is durable, or is refused as any other.
     ///
     /// # Errors
     /// `Conflict` if the head is not the version before, the epoch is stale, or an object that the manifest names is missing.

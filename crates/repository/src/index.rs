@@ -5,6 +5,8 @@
 //! directory. A small index comes in one read; of a huge one only the pages that are asked for. What the map does not cover is zero.
 
 mod directory;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod page;
 mod reader;
 

@@ -14,6 +14,8 @@ mod codec;
 mod copy;
 pub mod descriptor;
 mod frame;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod index;
 pub mod keys;
 pub mod manifest;

@@ -69,7 +69,7 @@ impl PackTable {
         4 + FRAME_ENTRY_BYTES * self.frames.len() + BLOCK_HASH_BYTES * self.block_hashes.len()
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.encoded_bytes());
         bytes.extend((self.frames.len() as u32).to_le_bytes());
         for frame in &self.frames {
@@ -186,6 +186,16 @@ fn header_bytes(id: &RepositoryId, encrypted: bool) -> [u8; HEADER_BYTES] {
     header
 }
 
+/// Writes the end of a pack whose table of contents begins at `offset`.
+pub(crate) fn footer(offset: u64, table: &[u8]) -> [u8; FOOTER_BYTES] {
+    let mut footer = [0; FOOTER_BYTES];
+    footer[..8].copy_from_slice(&offset.to_le_bytes());
+    footer[8..12].copy_from_slice(&(table.len() as u32).to_le_bytes());
+    footer[12..44].copy_from_slice(blake3::hash(table).as_bytes());
+    footer[56..].copy_from_slice(FOOTER_MAGIC);
+    footer
+}
+
 /// A pack being filled, in memory.
 pub(crate) struct PackWriter {
     bytes: Vec<u8>,
@@ -234,11 +244,7 @@ impl PackWriter {
         let table = self.table.encode();
         let offset = self.bytes.len() as u64;
         self.bytes.extend_from_slice(&table);
-        self.bytes.extend(offset.to_le_bytes());
-        self.bytes.extend((table.len() as u32).to_le_bytes());
-        self.bytes.extend(blake3::hash(&table).as_bytes());
-        self.bytes.extend([0; 12]);
-        self.bytes.extend(FOOTER_MAGIC);
+        self.bytes.extend(footer(offset, &table));
         let entry = PackEntry {
             id: Digest(*blake3::hash(&self.bytes).as_bytes()),
             bytes: self.bytes.len() as u64,

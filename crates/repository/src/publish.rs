@@ -330,10 +330,13 @@ impl Repository {
         }
         stats.stored_bytes += bytes.len() as u64;
         let commit = Commit { version, manifest: bytes.clone(), epoch: manifest.epoch };
-        if let Err(error) = self.backend().commit(commit).await
-            && !self.is_ours(version, &bytes).await
-        {
-            return Err(error);
+        if let Err(error) = self.backend().commit(commit.clone()).await {
+            // The answer may have been lost, or the head have moved and not be durable: it is said again.
+            let again = self.backend().commit(commit).await;
+            let is_conflict = |again: &Error| again.kind() == ErrorKind::Conflict;
+            if !again.as_ref().is_err_and(is_conflict) || !self.is_ours(version, &bytes).await {
+                again.map_err(|_| error)?;
+            }
         }
         self.remember(version);
         Ok(Published { version, stats: *stats })

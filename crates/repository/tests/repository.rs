@@ -1,6 +1,8 @@
 //! The repository from outside: what is published is what is read, whatever happens in between.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 
+#[path = "repository/seeds.rs"]
+mod seeds;
 #[path = "repository/world.rs"]
 mod world;
 
@@ -19,6 +21,8 @@ mod frozen;
 mod http;
 #[path = "repository/oci.rs"]
 mod oci;
+#[path = "repository/power.rs"]
+mod power;
 #[path = "repository/prune.rs"]
 mod prune;
 #[path = "repository/publish.rs"]
@@ -31,5 +35,7 @@ mod repack;
 mod s3;
 #[path = "repository/stall.rs"]
 mod stall;
+#[path = "repository/storm.rs"]
+mod storm;
 #[path = "repository/trim.rs"]
 mod trim;

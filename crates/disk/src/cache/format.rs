@@ -79,6 +79,7 @@ pub(super) fn decode_head(head: &[u8; HEAD], offset: u32) -> Option<Entry> {
     let blocks = u32::from_le_bytes(*fields[40..].first_chunk()?);
     let whole = &fields[..8] == RECORD_MAGIC
         && check == XxHash3_64::oneshot(fields).to_le_bytes()
+        && fields[44..] == [0; 12]
         && (1..=FRAME_BLOCKS).contains(&blocks);
     whole.then_some(Entry { hash, offset, blocks })
 }

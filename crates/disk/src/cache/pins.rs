@@ -13,6 +13,9 @@ const MAGIC: &[u8; 8] = b"CLPINS01";
 /// Bytes of a set's file that are read, at most: a million frames.
 const FILE_BYTES: u64 = 64 * 1024 * 1024;
 
+/// How the names of sets begin that are not whole yet.
+const TEMPORARY_PREFIX: &str = ".tmp";
+
 /// All sets, and how many of them hold each frame.
 #[derive(Debug)]
 pub(super) struct Pins {
@@ -22,17 +25,17 @@ pub(super) struct Pins {
 }
 
 impl Pins {
-    /// Loads the sets that were kept in `directory`.
+    /// Loads the sets that were kept in `directory`. What is no set, or not under its own name, is removed: a write that was cut
+    /// off leaves a sound set under another name, which nobody could ever release.
     pub fn open(directory: &Path) -> std::io::Result<Self> {
         let mut pins =
             Self { directory: directory.to_owned(), sets: HashMap::new(), holders: HashMap::new() };
         for item in std::fs::read_dir(directory)? {
-            let item = item?;
-            if item.metadata()?.len() > FILE_BYTES {
-                continue;
-            }
-            if let Some((id, frames)) = decode(&std::fs::read(item.path())?) {
-                pins.hold(id, frames);
+            let path = item?.path();
+            match load(&path).filter(|(id, _)| pins.path(id) == path) {
+                Some((id, frames)) => pins.hold(id, frames),
+                None if is_ours(&path) => drop(std::fs::remove_file(&path)),
+                None => {}
             }
         }
         Ok(pins)
@@ -78,7 +81,8 @@ impl Pins {
     }
 
     fn save(&self, id: &str, frames: &[Digest]) -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
+        let mut file =
+            tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(&self.directory)?;
         file.write_all(&encode(id, frames))?;
         file.persist(self.path(id))?;
         Ok(())
@@ -90,7 +94,19 @@ impl Pins {
     }
 }
 
-fn encode(id: &str, frames: &[Digest]) -> Vec<u8> {
+fn load(path: &Path) -> Option<(String, Vec<Digest>)> {
+    let is_small = std::fs::metadata(path).is_ok_and(|it| it.len() <= FILE_BYTES);
+    if is_small { decode(&std::fs::read(path).ok()?) } else { None }
+}
+
+/// Tells whether a file has a name that we give, and not a stranger's.
+fn is_ours(path: &Path) -> bool {
+    let temporary = |name: &str| name.starts_with(TEMPORARY_PREFIX);
+    path.extension().is_some_and(|extension| extension == "pins")
+        || path.file_name().and_then(|name| name.to_str()).is_some_and(temporary)
+}
+
+pub(super) fn encode(id: &str, frames: &[Digest]) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
     out.extend((id.len() as u64).to_le_bytes());
     out.extend(id.as_bytes());
@@ -99,7 +115,7 @@ fn encode(id: &str, frames: &[Digest]) -> Vec<u8> {
     out
 }
 
-fn decode(bytes: &[u8]) -> Option<(String, Vec<Digest>)> {
+pub(super) fn decode(bytes: &[u8]) -> Option<(String, Vec<Digest>)> {
     let (body, hash) = bytes.split_at_checked(bytes.len().checked_sub(32)?)?;
     if blake3::hash(body).as_bytes() != hash {
         return None;
@@ -130,6 +146,21 @@ mod tests {
         assert!(pins.holds(&shared) && !pins.holds(&own));
         pins.pin("b", vec![own]);
         assert!(!pins.holds(&shared) && pins.holds(&own));
+    }
+
+    #[test]
+    fn a_set_under_a_name_that_is_not_its_own_holds_nothing_and_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let frame = Digest([1; 32]);
+        let set = encode("a", &[frame]);
+        for name in [".tmpAbCdEf", "00000000000000000000000000000000.pins"] {
+            std::fs::write(directory.path().join(name), &set).unwrap();
+        }
+        let mut pins = Pins::open(directory.path()).unwrap();
+        assert!(!pins.holds(&frame));
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+        pins.pin("a", vec![frame]);
+        assert!(Pins::open(directory.path()).unwrap().holds(&frame));
     }
 
     #[test]

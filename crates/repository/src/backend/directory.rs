@@ -5,7 +5,7 @@
 //! packs need none. The directory is its owner's alone (0700).
 
 use std::fs::{self, File};
-use std::io::{ErrorKind as IoKind, Write};
+use std::io::ErrorKind as IoKind;
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -20,6 +20,7 @@ use futures::stream::{self, StreamExt};
 
 use super::incoming::{Incoming, IncomingFile};
 use super::memory::missing;
+use super::watch::{FileChange, Watch};
 use super::{
     Backend, Commit, Exclusive, Listed, ObjectName, Pieces, Receive, check_commit, check_limit,
     decode_latest, encode_latest, not_found, too_short,
@@ -39,6 +40,7 @@ const MAX_DEPTH: usize = 3;
 #[derive(Clone, Debug)]
 pub struct Directory {
     root: Arc<PathBuf>,
+    watch: Watch,
 }
 
 impl Directory {
@@ -47,8 +49,23 @@ impl Directory {
     /// # Errors
     /// As the file system says.
     pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
-        let directory = Self { root: Arc::new(path.into()) };
+        Self::create_watched(path, Watch::default())
+    }
+
+    /// As [`create`](Self::create), with somebody who hears of each change before it is made.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create), and what the watch refuses.
+    pub fn create_watched(path: impl Into<PathBuf>, watch: Watch) -> Result<Self> {
+        let directory = Self { root: Arc::new(path.into()), watch };
         directory.make_directory(&directory.root)?;
+        // What is there already may be the work of a process that died before it was durable.
+        for path in [parent_of(&directory.root), &directory.root] {
+            directory
+                .watch
+                .sync_directory(path)
+                .or_io(|| format!("cannot sync {}", path.display()))?;
+        }
         Ok(directory)
     }
 
@@ -64,13 +81,24 @@ impl Directory {
             let message = format!("cannot open repository {shown}: it is not a directory");
             return Err(Error::new(ErrorKind::Invalid, message));
         }
-        Ok(Self { root: Arc::new(root) })
+        Ok(Self { root: Arc::new(root), watch: Watch::default() })
     }
 
     /// Returns where the files are.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.root
+    }
+
+    fn receive_now(&self, name: ObjectName) -> Result<IncomingFile> {
+        let path = self.file(&name);
+        let parent = path.parent().expect("a name joined to the root has a parent");
+        self.make_directory(parent)?;
+        let failed = || format!("cannot store {name} in {}", self.root.display());
+        let file =
+            tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(parent).or_io(failed)?;
+        self.watch.hear(|| FileChange::Create(file.path().to_owned())).or_io(failed)?;
+        Ok(IncomingFile { name, file, path, watch: self.watch.clone() })
     }
 
     fn file(&self, name: &ObjectName) -> PathBuf {
@@ -96,32 +124,29 @@ impl Directory {
     }
 
     fn write_now(&self, name: &ObjectName, bytes: &[u8]) -> Result<()> {
-        let path = self.file(name);
-        let parent = path.parent().expect("a name joined to the root has a parent");
-        let failed = || format!("cannot write {name} in {}", self.root.display());
-        self.make_directory(parent)?;
-        let mut file =
-            tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(parent).or_io(failed)?;
-        file.write_all(bytes).or_io(failed)?;
-        file.as_file().sync_all().or_io(failed)?;
-        file.persist(&path).map_err(|error| error.error).or_io(failed)?;
-        sync_directory(parent).or_io(failed)
+        let mut incoming = self.receive_now(*name)?;
+        incoming.append_now(bytes)?;
+        incoming.keep_now()
     }
 
-    /// Makes a directory and those above it as far as they are missing, each durable in its parent.
+    /// Makes a directory and those above it as far as they are missing, each durable in its parent. Below the root that is seen to even
+    /// where one is there already: who made it may have died before, or may not be done yet.
     fn make_directory(&self, path: &Path) -> Result<()> {
-        if path.is_dir() {
+        let is_there = path.is_dir();
+        if is_there && (path == *self.root || !path.starts_with(&*self.root)) {
             return Ok(());
         }
         let failed = || format!("cannot make directory {}", path.display());
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new("."));
+        let parent = parent_of(path);
         self.make_directory(parent)?;
-        match fs::DirBuilder::new().mode(0o700).create(path) {
-            Err(error) if error.kind() == IoKind::AlreadyExists => {}
-            made => made.or_io(failed)?,
+        if !is_there {
+            self.watch.hear(|| FileChange::MakeDirectory(path.to_owned())).or_io(failed)?;
+            match fs::DirBuilder::new().mode(0o700).create(path) {
+                Err(error) if error.kind() == IoKind::AlreadyExists => {}
+                made => made.or_io(failed)?,
+            }
         }
-        sync_directory(parent).or_io(failed)
+        self.watch.sync_directory(parent).or_io(failed)
     }
 
     fn size_now(&self, name: &ObjectName) -> Result<Option<u64>> {
@@ -136,11 +161,12 @@ impl Directory {
         let path = self.file(name);
         let parent = path.parent().expect("a name joined to the root has a parent");
         let failed = || format!("cannot remove {name}");
+        self.watch.hear(|| FileChange::Remove(path.clone())).or_io(failed)?;
         match fs::remove_file(&path) {
             Err(error) if error.kind() == IoKind::NotFound => return Ok(()),
             removed => removed.or_io(failed)?,
         }
-        sync_directory(parent).or_io(failed)?;
+        self.watch.sync_directory(parent).or_io(failed)?;
         if name.version().is_some() {
             // The directory of a version goes with its last object; any other answer means that it is still in use.
             let _ = fs::remove_dir(parent);
@@ -160,7 +186,16 @@ impl Directory {
         let _lock = self.lock_now()?;
         let head = self.head_now()?;
         let epoch = match head {
-            Some(head) => Manifest::peek(&self.read_now(&ObjectName::Manifest(head), None)?)?.epoch,
+            Some(head) => {
+                let manifest = self.read_now(&ObjectName::Manifest(head), None)?;
+                if head == commit.version && manifest == commit.manifest {
+                    return self
+                        .watch
+                        .sync_directory(&self.root)
+                        .or_io(|| format!("cannot sync {}", self.root.display()));
+                }
+                Manifest::peek(&manifest)?.epoch
+            }
             None => Epoch::default(),
         };
         check_commit(head, epoch, commit)?;
@@ -272,8 +307,9 @@ impl Directory {
     }
 }
 
-pub(super) fn sync_directory(path: &Path) -> std::io::Result<()> {
-    File::open(path)?.sync_all()
+fn parent_of(path: &Path) -> &Path {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.unwrap_or(Path::new("."))
 }
 
 #[async_trait]
@@ -334,16 +370,6 @@ impl Backend for Directory {
 #[async_trait]
 impl Receive for Directory {
     async fn receive(&self, name: ObjectName) -> Result<Box<dyn Incoming>> {
-        self.blocking(move |this| {
-            let path = this.file(&name);
-            let parent = path.parent().expect("a name joined to the root has a parent");
-            this.make_directory(parent)?;
-            let file = tempfile::Builder::new()
-                .prefix(TEMPORARY_PREFIX)
-                .tempfile_in(parent)
-                .or_io(|| format!("cannot store {name}"))?;
-            Ok(Box::new(IncomingFile { name, file, path }) as Box<dyn Incoming>)
-        })
-        .await
+        self.blocking(move |this| Ok(Box::new(this.receive_now(name)?) as Box<dyn Incoming>)).await
     }
 }

@@ -4,6 +4,9 @@
 //! memory. A server that stalls is given up: by how long nothing moves, not by how long all of it takes. Writes are `PUT`; the `PUT` of a manifest is the commit and carries the writer's epoch. The server
 //! says what went wrong in JSON; a stranger's status is mapped to the nearest kind. Retrying is the caller's.
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
+
 use std::ops::Range;
 use std::time::Duration;
 
@@ -24,6 +27,10 @@ const EPOCH_HEADER: &str = "Collective-Epoch";
 
 /// Text of an error answer that is read at most.
 const MAX_ERROR_BYTES: usize = 64 << 10;
+
+/// Causes of an error answer that are kept at most: each lies within the one before, and thousands would overflow the stack
+/// of who drops them.
+const MAX_CAUSES: usize = 32;
 
 /// A list of objects that is read at most: some 100,000 of them.
 const MAX_LIST_BYTES: usize = 32 << 20;
@@ -80,6 +87,16 @@ impl Http {
             request = request.header(RANGE, format!("bytes={}-{}", range.start, range.end - 1));
         }
         let response = self.transfer.send(&what, request).await?;
+        self.found(name, range, response).await
+    }
+
+    /// Turns an answer that does not bring what was asked for into an error.
+    async fn found(
+        &self,
+        name: &ObjectName,
+        range: Option<&Range<u64>>,
+        response: Response,
+    ) -> Result<Response> {
         match response.status() {
             StatusCode::NOT_FOUND => Err(not_found(name)),
             StatusCode::RANGE_NOT_SATISFIABLE => {
@@ -87,8 +104,56 @@ impl Http {
                 let message = format!("{name} is cut short: {needed} bytes are needed");
                 Err(Error::new(ErrorKind::Corrupt, message))
             }
-            _ => self.accept(&what, response).await,
+            _ => self.accept(&read_of(name), response).await,
         }
+    }
+
+    /// Takes in the bytes that were asked for.
+    async fn take(
+        &self,
+        name: &ObjectName,
+        range: Option<Range<u64>>,
+        response: Response,
+    ) -> Result<Bytes> {
+        let (what, limit) = (read_of(name), name.limit_bytes() as usize);
+        let partial = response.status() == StatusCode::PARTIAL_CONTENT;
+        let Some(range) = range else {
+            return self.transfer.body(response, limit, &what).await;
+        };
+        let length = (range.end - range.start) as usize;
+        if partial {
+            let bytes = self.transfer.body(response, length, &what).await?;
+            if bytes.len() < length {
+                return Err(too_short(name, range.start + bytes.len() as u64, range.end));
+            }
+            return Ok(bytes);
+        }
+        // A server that knows no ranges sends it all.
+        cut_out(name, &self.transfer.body(response, limit, &what).await?, &range)
+    }
+
+    /// Takes in the bytes that were asked for piece by piece.
+    async fn take_pieces(
+        &self,
+        name: &ObjectName,
+        range: Range<u64>,
+        response: Response,
+    ) -> Result<Pieces> {
+        let what = read_of(name);
+        if response.status() == StatusCode::PARTIAL_CONTENT {
+            return Ok(self.transfer.pieces(response, (range.end - range.start) as usize, what));
+        }
+        // A server that knows no ranges sends it all.
+        let whole = self.transfer.body(response, name.limit_bytes() as usize, &what).await?;
+        cut_out(name, &whole, &range).map(one_piece)
+    }
+
+    /// Takes in a list of objects.
+    async fn take_list(&self, what: &str, response: Response) -> Result<Vec<Listed>> {
+        let response = self.accept(what, response).await?;
+        let text = self.transfer.body(response, MAX_LIST_BYTES, what).await?;
+        serde_json::from_slice(&text)
+            .or_error(ErrorKind::NotFound, || format!("{} lists no objects", self.base))
     }
 
     async fn put(&self, name: &ObjectName, bytes: Bytes, epoch: Epoch) -> Result<()> {
@@ -117,6 +182,7 @@ struct ErrorBody {
 impl From<ErrorBody> for Error {
     fn from(body: ErrorBody) -> Self {
         let ErrorBody { kind, message, causes, hint } = body;
+        let causes = causes.into_iter().take(MAX_CAUSES);
         let texts = std::iter::once(message).chain(causes).collect::<Vec<_>>();
         let chain = texts.into_iter().rev().fold(None, |inner: Option<Self>, text| {
             let outer = Self::new(kind, text);
@@ -150,37 +216,13 @@ impl Backend for Http {
         if range.as_ref().is_some_and(Range::is_empty) {
             return Ok(Bytes::new());
         }
-        let what = read_of(name);
         let response = self.get(name, range.as_ref()).await?;
-        let partial = response.status() == StatusCode::PARTIAL_CONTENT;
-        let Some(range) = range else {
-            return self.transfer.body(response, name.limit_bytes() as usize, &what).await;
-        };
-        let length = (range.end - range.start) as usize;
-        if partial {
-            let bytes = self.transfer.body(response, length, &what).await?;
-            if bytes.len() < length {
-                return Err(too_short(name, range.start + bytes.len() as u64, range.end));
-            }
-            return Ok(bytes);
-        }
-        // A server that knows no ranges sends it all.
-        cut_out(
-            name,
-            &self.transfer.body(response, name.limit_bytes() as usize, &what).await?,
-            &range,
-        )
+        self.take(name, range, response).await
     }
 
     async fn stream(&self, name: &ObjectName, range: Range<u64>) -> Result<Pieces> {
-        let what = read_of(name);
         let response = self.get(name, Some(&range)).await?;
-        if response.status() == StatusCode::PARTIAL_CONTENT {
-            return Ok(self.transfer.pieces(response, (range.end - range.start) as usize, what));
-        }
-        // A server that knows no ranges sends it all.
-        let whole = self.transfer.body(response, name.limit_bytes() as usize, &what).await?;
-        cut_out(name, &whole, &range).map(one_piece)
+        self.take_pieces(name, range, response).await
     }
 
     async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {
@@ -209,10 +251,7 @@ impl Backend for Http {
         let what = format!("list {prefix}");
         let request = self.client.get(format!("{}/?prefix={prefix}", self.base));
         let response = self.transfer.send(&what, request).await?;
-        let response = self.accept(&what, response).await?;
-        let text = self.transfer.body(response, MAX_LIST_BYTES, &what).await?;
-        serde_json::from_slice(&text)
-            .or_error(ErrorKind::NotFound, || format!("{} lists no objects", self.base))
+        self.take_list(&what, response).await
     }
 
     async fn delete(&self, name: &ObjectName) -> Result<()> {
@@ -230,5 +269,22 @@ impl Backend for Http {
 
     async fn commit(&self, commit: Commit) -> Result<()> {
         self.put(&ObjectName::Manifest(commit.version), commit.manifest, commit.epoch).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use collective_model::Error;
+
+    use super::{ErrorAnswer, MAX_CAUSES};
+
+    #[test]
+    fn causes_without_end_are_cut_and_do_not_overflow_the_stack() {
+        let causes = vec!["\"\""; 200_000].join(",");
+        let text = format!(
+            r#"{{"error":{{"kind":"denied","message":"no","causes":[{causes}],"hint":null}}}}"#
+        );
+        let answer: ErrorAnswer = serde_json::from_str(&text).unwrap();
+        assert_eq!(Error::from(answer.error).chain().matches(": ").count(), MAX_CAUSES);
     }
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use collective_model::{ErrorKind, IoResultExt, Result, ResultExt};
 use tempfile::NamedTempFile;
 
-use super::directory::sync_directory;
+use super::watch::{FileChange, Watch};
 use super::{Backend, ObjectName};
 
 /// Keeps objects that arrive piece by piece: what a server has its repositories in.
@@ -47,32 +47,41 @@ pub(super) struct IncomingFile {
     pub(super) name: ObjectName,
     pub(super) file: NamedTempFile,
     pub(super) path: PathBuf,
+    pub(super) watch: Watch,
 }
 
 #[async_trait]
 impl Incoming for IncomingFile {
     async fn append(self: Box<Self>, piece: Bytes) -> Result<Box<dyn Incoming>> {
         self.blocking(move |mut this| {
-            let failed = || format!("cannot store {}", this.name);
-            this.file.as_file_mut().write_all(&piece).or_io(failed)?;
+            this.append_now(&piece)?;
             Ok(this as Box<dyn Incoming>)
         })
         .await
     }
 
     async fn keep(self: Box<Self>) -> Result<()> {
-        self.blocking(|this| {
-            let Self { name, file, path } = *this;
-            let failed = || format!("cannot store {name}");
-            file.as_file().sync_all().or_io(failed)?;
-            file.persist(&path).map_err(|error| error.error).or_io(failed)?;
-            path.parent().map_or(Ok(()), sync_directory).or_io(failed)
-        })
-        .await
+        self.blocking(|this| this.keep_now()).await
     }
 }
 
 impl IncomingFile {
+    pub(super) fn append_now(&mut self, piece: &[u8]) -> Result<()> {
+        let name = self.name;
+        self.file.as_file_mut().write_all(piece).or_io(|| format!("cannot store {name}"))
+    }
+
+    pub(super) fn keep_now(self) -> Result<()> {
+        let Self { name, file, path, watch } = self;
+        let failed = || format!("cannot store {name}");
+        watch.hear(|| FileChange::Sync(file.path().to_owned())).or_io(failed)?;
+        file.as_file().sync_all().or_io(failed)?;
+        let renamed = || FileChange::Rename { from: file.path().to_owned(), to: path.clone() };
+        watch.hear(renamed).or_io(failed)?;
+        file.persist(&path).map_err(|error| error.error).or_io(failed)?;
+        path.parent().map_or(Ok(()), |parent| watch.sync_directory(parent)).or_io(failed)
+    }
+
     async fn blocking<T: Send + 'static>(
         self: Box<Self>,
         work: impl FnOnce(Box<Self>) -> Result<T> + Send + 'static,

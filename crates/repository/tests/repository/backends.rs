@@ -9,7 +9,7 @@ use bytes::Bytes;
 use collective_model::{Digest, DiskRole, Epoch, ErrorKind, Silent, Timestamp};
 use collective_repository::backend::{Backend, Commit, Directory, Memory, ObjectName, PartKind};
 use collective_repository::{
-    Descriptor, DiskSource, Kind, PruneOptions, Publication, Repository, SigningKey,
+    Descriptor, DiskSource, Kind, PruneOptions, Publication, Repository, Retention, SigningKey,
 };
 use futures::TryStreamExt;
 
@@ -249,7 +249,8 @@ async fn pruning_removes_versions_at_once_and_packs_after_the_grace(place: Place
         world.publish(u64::from(number), vec![whole(&content)]).await.unwrap();
     }
     let grace = Duration::from_secs(3600);
-    let options = |now| PruneOptions { keep_last: 1, keep: Vec::new(), grace, now, dry_run: false };
+    let rule = Retention::of_last(1);
+    let options = |now| PruneOptions { rule, keep: Vec::new(), grace, now, dry_run: false };
     let first = world.repository.prune(options(now())).await.unwrap();
     assert_eq!(first.removed_versions, [1, 2].map(version));
     assert_eq!(first.waiting_objects, 4, "an index and a pack each");

@@ -179,7 +179,7 @@ async fn a_repository_is_made_published_and_read_over_http() {
     // A second publisher hears what the server says.
     let late = publication(2, vec![whole(&[9])]);
     let conflict = Http::new(client(), &server.base, Epoch(0));
-    let manifest = directory.read(&ObjectName::Manifest(version(2)), None).await.unwrap();
+    let manifest = directory.read(&ObjectName::Manifest(version(1)), None).await.unwrap();
     let commit = Commit { version: version(2), manifest, epoch: late.epoch };
     let error = conflict.commit(commit).await.unwrap_err();
     assert!(error.kind() == ErrorKind::Conflict && error.chain().contains("latest version is 2"));

@@ -35,6 +35,11 @@ pub const FRAME_BYTES: u32 = 32 << 10;
 
 impl World {
     pub async fn public(backend: Arc<dyn Backend>) -> Self {
+        Self::try_public(backend).await.unwrap()
+    }
+
+    /// As [`public`](Self::public), over a backend that may fail.
+    pub async fn try_public(backend: Arc<dyn Backend>) -> Result<Self> {
         let key = SigningKey::from_seed([7; 32]);
         let descriptor = Descriptor::public(id(), Kind::Appliance, key.publisher());
         Self::create(backend, descriptor, key, None).await
@@ -42,7 +47,8 @@ impl World {
 
     pub async fn private(backend: Arc<dyn Backend>) -> Self {
         let descriptor = Descriptor::private(id(), Kind::UserDisk, &secret());
-        Self::create(backend, descriptor, secret().signing_key(), Some(secret())).await
+        let key = secret().signing_key();
+        Self::create(backend, descriptor, key, Some(secret())).await.unwrap()
     }
 
     /// A public and a private repository, both in memory.
@@ -55,11 +61,11 @@ impl World {
         descriptor: Descriptor,
         key: SigningKey,
         secret: Option<RepositorySecret>,
-    ) -> Self {
+    ) -> Result<Self> {
         let descriptor = Descriptor { frame_bytes: FRAME_BYTES, ..descriptor };
         let trust = Trust { id: id(), publisher: key.publisher(), secret: secret.clone() };
-        let repository = Repository::create(backend.clone(), descriptor, secret).await.unwrap();
-        Self { backend, repository, trust, key }
+        let repository = Repository::create(backend.clone(), descriptor, secret).await?;
+        Ok(Self { backend, repository, trust, key })
     }
 
     /// Opens the repository anew, through another backend to the same objects.

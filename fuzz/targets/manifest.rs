@@ -1,0 +1,4 @@
+//! `cargo fuzz run manifest`: see `collective_fuzz`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| collective_fuzz::manifest(bytes));

@@ -1,0 +1,4 @@
+//! `cargo fuzz run pack`: see `collective_fuzz`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| collective_fuzz::pack(bytes));
