@@ -63,11 +63,11 @@ struct Run {
 impl Run {
     async fn play(&mut self, random: &mut Random) {
         let mut record = Record::default();
-        for _ in 0..1 + random.below(3) {
+        for _ in 0..1 + random.below(4) {
             let changes = if random.once_in(4) { usize::MAX } else { random.below(70) };
             record = self.live(record, changes, random).await;
             // A process that dies alone leaves all of its changes; a power cut leaves what it likes.
-            if random.once_in(4) {
+            if random.once_in(2) {
                 self.look(false).await;
             } else {
                 let next = self.root(self.lives + 1);
