@@ -20,7 +20,7 @@ bench:
 	@echo "building what measures, and the program: 10 to 30 minutes the first time"
 	@cargo build --release --package collective-cli --package collective-bench
 	@"$${CARGO_TARGET_DIR:-target}/release/collective-bench"
-	@[ -n "$(QUICK)" ] || cargo test --release --package collective-repository --lib at_size -- --ignored --nocapture
+	@[ -n "$(QUICK)" ] || cargo test --release --package collective-repository --features at-size --lib figures -- --nocapture
 
 tidy:
 	@cargo xtask tidy

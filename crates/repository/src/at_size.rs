@@ -1,8 +1,11 @@
 //! Repositories of many versions: how many calls, how much memory and how much time pruning and verifying take.
 //!
 //! The generator makes what publishing makes (packs, indexes, signed manifests), of frames whose blocks are all the same, so that a
-//! repository of ten million blocks takes a minute and half a gigabyte. The small form is an ordinary test; `make bench` runs the large
-//! one, which is ignored elsewhere, and prints its figures (docs/performance.md).
+//! repository of ten million blocks takes a minute and half a gigabyte. The small form is an ordinary test; the large one is in
+//! `figures`, which only `make bench` builds and runs.
+
+#[cfg(feature = "at-size")]
+mod figures;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +28,7 @@ use crate::prune::{PruneOptions, PruneReport};
 use crate::publish::{DiskSource, Piece, PieceData, Publication};
 use crate::reader::{ExtentData, VersionReader};
 use crate::repository::Repository;
-use crate::retention::{Retention, USER_DISKS};
+use crate::retention::Retention;
 
 const HOUR_MS: i64 = 3_600_000;
 const BEGIN: Timestamp = Timestamp(1_767_225_600_000);
@@ -294,82 +297,9 @@ fn in_days(days: u64) -> Timestamp {
     now.after(Duration::from_secs(days * 24 * 3600))
 }
 
-/// The figures of docs/performance.md: 1,000 versions, ten million blocks, with a reader and a publisher beside it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes minutes and half a gigabyte of disk: `make bench` runs it"]
-async fn a_thousand_versions_of_ten_million_blocks_in_bounded_memory() {
-    let shape = Shape { versions: 1000, frames: 160, disk_frames: 32_000 };
-    let directory = tempfile::tempdir().unwrap();
-    let backend: Arc<dyn Backend> = Arc::new(Directory::create(directory.path()).unwrap());
-    let begin = Instant::now();
-    let maker = Maker::make(backend.clone(), shape).await;
-    let blocks = maker.written * FRAME_BLOCKS;
-    println!("made: {} versions, {blocks} blocks, {:.0?}", shape.versions, begin.elapsed());
-    let (repository, key) = (maker.repository.clone(), maker.key.clone());
-    drop(maker);
-    look_after(&repository, &key).await;
-}
-
-async fn look_after(repository: &Repository, key: &SigningKey) {
-    let report = alone("verify", repository.verify(&Silent)).await.unwrap();
-    assert_eq!(report.damages, []);
-    println!("  {} objects, {} bytes", report.objects, report.bytes);
-    let noted = alone("prune, first", prune(repository, USER_DISKS, in_days(60))).await;
-    let (removed, waiting) = (noted.removed_versions.len(), noted.waiting_objects);
-    println!("  {removed} versions removed, {waiting} objects wait");
-    let swept = prune(repository, USER_DISKS, in_days(61));
-    let swept = beside_others("prune, second", repository, key, swept).await;
-    println!("  {} objects, {} bytes removed", swept.removed_objects, swept.removed_bytes);
-    assert!(removed > 700 && swept.removed_objects > 1000);
-    let again = beside_others("verify", repository, key, repository.verify(&Silent)).await;
-    assert_eq!(again.unwrap().damages, []);
-}
-
-/// Does a thing alone, and prints what it took.
-async fn alone<T>(what: &str, work: impl Future<Output = T>) -> T {
-    // See proc(5): the peak is counted from here.
-    std::fs::write("/proc/self/clear_refs", "5").unwrap();
-    let begin = Instant::now();
-    let result = work.await;
-    let took = begin.elapsed();
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
-    let peak: u64 = peak.split_whitespace().nth(1).unwrap().parse().unwrap();
-    println!("{what}: {took:.1?}, peak {} MiB", peak >> 10);
-    assert!(peak < PEAK_KIB, "{what} took {peak} KiB");
-    result
-}
-
-/// Does a thing while the disk is read and published, and prints what it took.
-async fn beside_others<T>(
-    what: &str,
-    repository: &Repository,
-    key: &SigningKey,
-    work: impl Future<Output = T>,
-) -> T {
-    let done = Arc::new(AtomicBool::new(false));
-    let head = repository.head().await.unwrap().unwrap();
-    let reader = tokio::spawn(read_on(repository.version(head).await.unwrap(), done.clone()));
-    let publishing = publish_on(repository.clone(), key.clone(), SELDOM, done.clone());
-    let publisher = tokio::spawn(publishing);
-    let begin = Instant::now();
-    let result = work.await;
-    let took = begin.elapsed();
-    done.store(true, Ordering::SeqCst);
-    let (reads, (versions, longest)) = (reader.await.unwrap(), publisher.await.unwrap());
-    println!(
-        "{what}, beside others: {took:.1?}; {reads} reads, {versions} publications of at most {longest:.0?}"
-    );
-    result
-}
-
-/// Between two publications and two reads of a test that wants them in the way, and of a measurement.
+/// Between two publications and two reads of a test that wants them in the way.
 const OFTEN: Duration = Duration::from_millis(20);
-const SELDOM: Duration = Duration::from_secs(2);
 const READ_PAUSE: Duration = Duration::from_millis(1);
-
-/// What the process may have in memory at any time.
-const PEAK_KIB: u64 = 128 << 10;
 
 /// Reads here and there on a disk until the work is done, at least once.
 async fn read_on(version: VersionReader, done: Arc<AtomicBool>) -> u64 {
