@@ -22,11 +22,17 @@ pub fn run() -> Result<()> {
     // Cargo starts what it has built by way of this.
     let runner = format!("target.\"cfg(unix)\".runner={:?}", root::SUDO);
     let through_sudo = if root::is_root()? { vec![] } else { vec!["--config", &runner] };
+    // Tests of the whole wait for guests, servers and limits of time more than they compute.
+    let threads = 2 * std::thread::available_parallelism()?.get();
     for step in STEPS {
         let shown = format!("cargo {}", step.join(" "));
         crate::report(&format!("==> {shown}"));
         let more = if step[0] == "test" { &through_sudo[..] } else { &[] };
-        if !Command::new(env!("CARGO")).args(more).args(step).status()?.success() {
+        let mut command = Command::new(env!("CARGO"));
+        if std::env::var_os("RUST_TEST_THREADS").is_none() {
+            command.env("RUST_TEST_THREADS", threads.to_string());
+        }
+        if !command.args(more).args(step).status()?.success() {
             bail!("`{shown}` failed");
         }
     }
