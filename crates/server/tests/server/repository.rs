@@ -240,7 +240,7 @@ async fn verify_and_prune_work_where_the_objects_are(world: World) {
     assert!(report.objects > 0 && report.damages.is_empty(), "{report:?}");
     let request =
         PruneRequest { rule: Some(Retention::of_last(1)), keep: Vec::new(), dry_run: false };
-    let path = world.dir.path().join("repositories").join(repository_id(&world).await.to_string());
+    let path = world.repositories().join(repository_id(&world).await.to_string());
     // A publication that could not write `latest` any more is one all the same.
     std::fs::remove_file(path.join("latest")).unwrap();
     let report = world.admin.prune_appliance(&debian(), &request).await.unwrap();
