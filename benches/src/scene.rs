@@ -9,6 +9,9 @@ use collective_vm::qemu::Qemu;
 
 use crate::report::say;
 
+/// What the quick form measures of itself: with more it would take longer than five minutes.
+const QUICK_GROUPS: [&str; 2] = ["system", "boot"];
+
 /// The scene of a run.
 pub struct Scene {
     /// Fewer rounds.
@@ -49,9 +52,12 @@ impl Scene {
         Ok(path)
     }
 
-    /// Whether a group of rows is asked for.
+    /// Whether a group of rows is asked for; the quick form has two unless it is told otherwise.
     pub fn wants(&self, group: &str) -> bool {
-        self.rows.is_empty() || self.rows.iter().any(|row| row == group)
+        match self.rows.as_slice() {
+            [] => !self.quick || QUICK_GROUPS.contains(&group),
+            rows => rows.iter().any(|row| row == group),
+        }
     }
 
     /// How many rounds a measure takes.
