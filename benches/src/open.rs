@@ -10,18 +10,19 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use collective_disk::{Cache, CacheOptions, FetchSettings, Fetcher, Source, VersionDisk};
 use collective_model::{BLOCK_BYTES, BlockRange, DiskRole, Epoch, RepositoryId, Silent};
 use collective_repository::backend::{Directory, Http};
 use collective_repository::{
-    Descriptor, DiskSource, Kind, Piece, PieceData, Publication, Repository, SigningKey, Trust,
+    Descriptor, DiskSource, Kind, Piece, PieceData, Repository, SigningKey, Trust,
 };
 use rustix::fs::{SeekFrom, seek};
 
 use crate::link::{DSL, Link};
+use crate::publish::publication_of;
 use crate::report::{Report, Row, say};
 use crate::sample::Sample;
 use crate::scene::{Scene, chain};
@@ -104,17 +105,7 @@ async fn publish(scene: &Scene, data: &Path, runs: u64, different: u64) -> Resul
         pieces: (0..runs).map(piece).collect(),
         trace: None,
     };
-    let publication = Publication {
-        parent: None,
-        epoch: Epoch(0),
-        time: SystemTime::now().into(),
-        hardware: Some(collective_model::Hardware::default()),
-        notes: String::new(),
-        id: "bench".to_owned(),
-        disks: vec![disk],
-        sink: None,
-        distrusted: Vec::new(),
-    };
+    let publication = publication_of(None, disk);
     let published = repository.publish(publication, &signer, &Silent).await.map_err(chain)?;
     let version = repository.version(published.version).await.map_err(chain)?;
     let index = &version.manifest().disk(DiskRole::System).map_err(chain)?.index;

@@ -87,7 +87,12 @@ pub fn publication(
         pieces: vec![Piece { range, what }],
         trace: trace.cloned(),
     };
-    Ok(Publication {
+    Ok(publication_of(parent, disk))
+}
+
+/// A version that has one disk.
+pub fn publication_of(parent: Option<Version>, disk: DiskSource) -> Publication {
+    Publication {
         parent,
         epoch: collective_model::Epoch::default(),
         time: SystemTime::now().into(),
@@ -97,7 +102,7 @@ pub fn publication(
         disks: vec![disk],
         sink: None,
         distrusted: Vec::new(),
-    })
+    }
 }
 
 /// What the repository takes, beside whole images of the same disk.
