@@ -17,7 +17,7 @@ test:
 # some groups of rows.
 bench:
 	@scripts/install-packages bench
-	@echo "building what measures, and the program: 10 to 30 minutes the first time"
+	@echo "building what measures, and the program: some minutes the first time"
 	@cargo build --release --package collective-cli --package collective-bench
 	@"$${CARGO_TARGET_DIR:-target}/release/collective-bench"
 	@[ -n "$(QUICK)" ] || cargo test --release --package collective-repository --features at-size --lib figures -- --nocapture
