@@ -28,7 +28,7 @@ use report::Report;
 use scene::Scene;
 
 /// What `ROWS` may name.
-const GROUPS: [&str; 7] = ["system", "boot", "store", "cpu", "open", "userdisk", "host"];
+const GROUPS: [&str; 8] = ["system", "export", "boot", "store", "cpu", "open", "userdisk", "host"];
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -45,13 +45,13 @@ async fn main() -> Result<()> {
     let mut report = Report::default();
     if scene.wants("system") || scene.wants("boot") {
         let (descriptor, version) = publish::measure(&scene, &mut report).await?;
-        if scene.wants("system") {
-            export::measure(&scene, &version, &mut report).await?;
-        }
         if scene.wants("boot") {
             let local_seconds = boot::measure(&scene, &version, &mut report).await?;
             cold::measure(&scene, &descriptor, &version, local_seconds, &mut report).await?;
         }
+    }
+    if scene.wants("export") {
+        export::measure(&scene, &mut report).await?;
     }
     if scene.wants("store") || scene.wants("cpu") {
         store::measure(&scene, &mut report).await?;

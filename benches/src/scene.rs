@@ -10,7 +10,7 @@ use collective_vm::qemu::Qemu;
 use crate::report::say;
 
 /// What the quick form measures of itself: with more it would take longer than five minutes.
-const QUICK_GROUPS: [&str; 2] = ["system", "boot"];
+const QUICK_GROUPS: [&str; 3] = ["system", "export", "boot"];
 
 /// The scene of a run.
 pub struct Scene {

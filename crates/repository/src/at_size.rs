@@ -19,6 +19,7 @@ use collective_model::{
 
 use crate::backend::{Backend, CallKind, Commit, Directory, Fault, Faulty, Memory, ObjectName};
 use crate::descriptor::{Descriptor, FORMAT, Kind, Trust};
+use crate::frame::Effort;
 use crate::frame::FrameRef;
 use crate::index::{Index, IndexExtent};
 use crate::keys::SigningKey;
@@ -109,7 +110,7 @@ impl Maker {
         for _ in 0..self.shape.frames {
             let block = self.written.to_le_bytes().repeat(BLOCK_BYTES as usize / 8);
             let plain = block.repeat(FRAME_BLOCKS as usize);
-            let frame = self.repository.encoder().encode(&plain, sealer).unwrap();
+            let frame = self.repository.encoder().encode(&plain, Effort::Much, sealer).unwrap();
             let hashes = vec![sealer.block_hash(&block); FRAME_BLOCKS as usize];
             frames.push((writer.append(&frame, &hashes), self.written % self.shape.disk_frames));
             self.written += 1;

@@ -12,13 +12,34 @@ use collective_model::{BLOCK_BYTES, Digest, Error, ErrorKind, Result};
 use zstd::bulk::Compressor;
 
 use crate::backend::ObjectName;
+use crate::filter;
 use crate::sealer::{Purpose, Sealer};
 
 /// Blocks in a frame at most: 1 MiB of plain bytes.
 pub const MAX_FRAME_BLOCKS: u32 = 256;
 
-/// How hard frames are compressed: the knee, at some 260 MB/s a core.
-const LEVEL: i32 = 3;
+/// How hard a frame is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effort {
+    /// zstd 1: for the bulk of a first version, most of which is read by nobody.
+    Little,
+    /// zstd 3, and the filter where there is code: for what travels to hosts at every start and with every update.
+    Much,
+}
+
+impl Effort {
+    const ALL: usize = 2;
+
+    const fn level(self) -> i32 {
+        match self {
+            Self::Little => 1,
+            Self::Much => 3,
+        }
+    }
+}
+
+/// Bytes of a frame for each distance that the filter found, at most: with fewer it is no code, and grows.
+const FILTERED_BYTES: usize = 64;
 
 /// How the plain bytes of a frame became the bytes that are stored (before encryption).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,6 +48,8 @@ pub enum Codec {
     Raw,
     /// zstd.
     Zstd,
+    /// The filter for code, then zstd. Since format 2 of versions.
+    FilteredZstd,
 }
 
 impl Codec {
@@ -35,6 +58,7 @@ impl Codec {
         match self {
             Self::Raw => 0,
             Self::Zstd => 1,
+            Self::FilteredZstd => 2,
         }
     }
 
@@ -42,6 +66,7 @@ impl Codec {
         match code {
             0 => Some(Self::Raw),
             1 => Some(Self::Zstd),
+            2 => Some(Self::FilteredZstd),
             _ => None,
         }
     }
@@ -104,10 +129,18 @@ impl FrameRef {
         let corrupt = |what: &str| Error::new(ErrorKind::Corrupt, what.to_owned());
         self.check_hash(stored)?;
         let opened = sealer.open(Purpose::Frame, stored)?;
+        let decompress = |opened: &[u8]| {
+            zstd::bulk::decompress(opened, self.plain_bytes())
+                .map_err(|error| corrupt("it cannot be decompressed").with_source(error))
+        };
         let plain = match self.codec {
             Codec::Raw => opened.into_owned(),
-            Codec::Zstd => zstd::bulk::decompress(&opened, self.plain_bytes())
-                .map_err(|error| corrupt("it cannot be decompressed").with_source(error))?,
+            Codec::Zstd => decompress(&opened)?,
+            Codec::FilteredZstd => {
+                let mut plain = decompress(&opened)?;
+                filter::revert(&mut plain);
+                plain
+            }
         };
         if plain.len() == self.plain_bytes() {
             return Ok(plain.into());
@@ -124,36 +157,45 @@ pub(crate) struct EncodedFrame {
 }
 
 /// Makes frames; keeps compressors for whoever needs one next, as making one costs a tenth of using it once.
+#[derive(Default)]
 pub(crate) struct FrameEncoder {
-    idle: Mutex<Vec<Compressor<'static>>>,
+    idle: [Mutex<Vec<Compressor<'static>>>; Effort::ALL],
 }
 
 impl FrameEncoder {
-    pub fn new() -> Self {
-        Self { idle: Mutex::new(Vec::new()) }
-    }
-
-    pub fn encode(&self, plain: &[u8], sealer: &Sealer) -> Result<EncodedFrame> {
-        let (codec, bytes) = match self.compress(plain)? {
-            compressed if compressed.len() < plain.len() => (Codec::Zstd, compressed),
-            _ => (Codec::Raw, plain.to_vec()),
+    pub fn encode(&self, plain: &[u8], effort: Effort, sealer: &Sealer) -> Result<EncodedFrame> {
+        let filtered = (effort == Effort::Much).then(|| filtered(plain)).flatten();
+        let (codec, compressed) = match filtered {
+            Some(filtered) => (Codec::FilteredZstd, self.compress(&filtered, effort)?),
+            None => (Codec::Zstd, self.compress(plain, effort)?),
+        };
+        let (codec, bytes) = match compressed.len() < plain.len() {
+            true => (codec, compressed),
+            false => (Codec::Raw, plain.to_vec()),
         };
         let stored = sealer.seal(Purpose::Frame, bytes)?;
         Ok(EncodedFrame { hash: Digest(*blake3::hash(&stored).as_bytes()), stored, codec })
     }
 
-    fn compress(&self, plain: &[u8]) -> Result<Vec<u8>> {
+    fn compress(&self, plain: &[u8], effort: Effort) -> Result<Vec<u8>> {
         let failed =
             |error| Error::new(ErrorKind::Internal, "cannot compress a frame").with_source(error);
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut compressor = match idle {
+        let idle = || self.idle[effort as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = idle().pop();
+        let mut compressor = match kept {
             Some(compressor) => compressor,
-            None => Compressor::new(LEVEL).map_err(failed)?,
+            None => Compressor::new(effort.level()).map_err(failed)?,
         };
         let compressed = compressor.compress(plain).map_err(failed)?;
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(compressor);
+        idle().push(compressor);
         Ok(compressed)
     }
+}
+
+/// The bytes as the filter makes them, if they hold code.
+fn filtered(plain: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = plain.to_vec();
+    (filter::apply(&mut bytes) * FILTERED_BYTES >= plain.len()).then_some(bytes)
 }
 
 impl fmt::Debug for FrameEncoder {
@@ -166,7 +208,7 @@ impl fmt::Debug for FrameEncoder {
 mod tests {
     use collective_model::{Digest, ErrorKind, RepositoryId};
 
-    use super::{Codec, FrameEncoder, FrameRef};
+    use super::{Codec, Effort, FrameEncoder, FrameRef};
     use crate::descriptor::{Descriptor, Kind};
     use crate::keys::{RepositorySecret, random};
     use crate::sealer::{SEAL_BYTES, Sealer};
@@ -179,7 +221,7 @@ mod tests {
     }
 
     fn encode(plain: &[u8], sealer: &Sealer) -> (FrameRef, Vec<u8>) {
-        let frame = FrameEncoder::new().encode(plain, sealer).unwrap();
+        let frame = FrameEncoder::default().encode(plain, Effort::Much, sealer).unwrap();
         let reference = FrameRef {
             hash: frame.hash,
             pack: Digest([0; 32]),
@@ -203,6 +245,21 @@ mod tests {
                 assert_eq!(frame.decode(&stored, &sealer).unwrap(), plain);
             }
         }
+    }
+
+    #[test]
+    fn code_is_filtered_with_much_effort_and_comes_back_as_it_was() {
+        let code: Vec<u8> = (0..8192_u32)
+            .flat_map(|at| [0xe8].into_iter().chain((70_000 - 5 * at).to_le_bytes()))
+            .chain([0x90; 4])
+            .take(8 * 4096)
+            .collect();
+        let [public, _] = sealers();
+        let little = FrameEncoder::default().encode(&code, Effort::Little, &public).unwrap();
+        let (frame, stored) = encode(&code, &public);
+        assert_eq!((little.codec, frame.codec), (Codec::Zstd, Codec::FilteredZstd));
+        assert!(20 * stored.len() < little.stored.len());
+        assert_eq!(frame.decode(&stored, &public).unwrap(), code);
     }
 
     #[test]

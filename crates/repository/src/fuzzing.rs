@@ -133,7 +133,7 @@ pub fn frame(bytes: &[u8]) {
         offset: 64,
         stored_bytes: stored.len() as u32,
         blocks: u32::from(*blocks) + 1,
-        codec: Codec::of_code(codec & 1).expect("two codes are known"),
+        codec: Codec::of_code(codec % 3).expect("three codes are known"),
     };
     for sealer in sealers() {
         match frame.decode(stored, &sealer) {

@@ -13,6 +13,7 @@ pub mod backend;
 mod codec;
 mod copy;
 pub mod descriptor;
+mod filter;
 mod frame;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

@@ -14,11 +14,14 @@ use collective_model::{
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{ObjectName, PartKind};
-use crate::descriptor::{Descriptor, FORMAT};
+use crate::descriptor::Descriptor;
 use crate::keys::SigningKey;
 
 /// The type of the payload, which is signed with it.
 pub const PAYLOAD_TYPE: &str = "application/vnd.collective.manifest+json";
+
+/// The format of versions that are published. Since 2 frames may be filtered; what is read may be older.
+pub const FORMAT: u32 = 2;
 
 /// Packs that a version may reach: what keeps a manifest within 32 MiB. At 32 MiB a pack that is 3 TiB of compressed data.
 pub const MAX_PACKS: usize = 100_000;
@@ -34,7 +37,7 @@ const MAX_ID_BYTES: usize = 256;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// The format of the version: [`FORMAT`].
+    /// The format of the version: up to [`FORMAT`].
     pub format: u32,
     /// The repository that it belongs to.
     pub repository: RepositoryId,
@@ -225,9 +228,11 @@ impl Manifest {
     /// Checks the bounds of every field.
     pub(crate) fn check(&self) -> Result<()> {
         let invalid = |message: String| Err(Error::new(ErrorKind::Invalid, message));
-        if self.format != FORMAT {
+        if !(1..=FORMAT).contains(&self.format) {
             let format = self.format;
-            return invalid(format!("it has format {format}, and this program reads {FORMAT}"));
+            return invalid(format!(
+                "it has format {format}, and this program reads formats up to {FORMAT}"
+            ));
         }
         if self.notes.len() > MAX_NOTES_BYTES || self.id.len() > MAX_ID_BYTES {
             return invalid(format!(

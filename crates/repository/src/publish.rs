@@ -25,10 +25,10 @@ use self::assemble::{PlacedRun, index_of, needed_packs, uncovered};
 use self::pipeline::{Pipeline, StoredRuns};
 use self::plan::{Batch, plan_disk};
 use crate::backend::{Commit, ObjectName, PartKind};
-use crate::descriptor::FORMAT;
+use crate::frame::Effort;
 use crate::index::Index;
 use crate::keys::SigningKey;
-use crate::manifest::{DiskManifest, Manifest, PackEntry, TraceEntry, check_disk_size};
+use crate::manifest::{self, DiskManifest, Manifest, PackEntry, TraceEntry, check_disk_size};
 use crate::repository::Repository;
 use crate::sealer::Purpose;
 use crate::trace::Trace;
@@ -162,6 +162,10 @@ impl Repository {
 
         let mut pipeline = Pipeline::new(self, known, publication.sink.clone(), watch);
         pipeline.total_bytes = read_bytes;
+        pipeline.effort = match publication.parent {
+            Some(_) => Effort::Much,
+            None => Effort::Little,
+        };
         let mut disks = Vec::new();
         for (source, plan) in publication.disks.iter().zip(plans) {
             let stored = pipeline.store(plan.batches, source.size_bytes).await?;
@@ -200,7 +204,7 @@ impl Repository {
         }
         self.sealer().check_open()?;
         let draft = Manifest {
-            format: FORMAT,
+            format: manifest::FORMAT,
             repository: descriptor.id,
             version: Version::after(publication.parent),
             parent: publication.parent,

@@ -99,7 +99,7 @@ impl Repository {
             backend,
             descriptor,
             sealer,
-            encoder: Arc::new(FrameEncoder::new()),
+            encoder: Arc::new(FrameEncoder::default()),
             tables: TableCache::default(),
             seen: AtomicU64::new(0),
         };

@@ -21,7 +21,7 @@ use super::known::{FramePlace, Known};
 use super::plan::Batch;
 use super::{FrameSink, PublishStats};
 use crate::backend::ObjectName;
-use crate::frame::{EncodedFrame, FrameRef};
+use crate::frame::{Effort, EncodedFrame, FrameRef};
 use crate::manifest::PackEntry;
 use crate::pack::{FinishedPack, PackWriter, TableFrame};
 use crate::repository::Repository;
@@ -53,6 +53,8 @@ pub(super) struct Pipeline<'a> {
     packs: Vec<Option<PackEntry>>,
     pub stats: PublishStats,
     pub total_bytes: u64,
+    /// How hard frames are compressed that no recorded start touches; those that one does are always compressed hard.
+    pub effort: Effort,
     cores: usize,
 }
 
@@ -119,6 +121,7 @@ impl<'a> Pipeline<'a> {
             packs: Vec::new(),
             stats: PublishStats::default(),
             total_bytes: 0,
+            effort: Effort::Much,
             cores: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
@@ -222,8 +225,9 @@ impl<'a> Pipeline<'a> {
         self.gathering.cut_frames += 1;
         let encoder = self.repository.encoder().clone();
         let sealer = self.repository.sealer().clone();
+        let effort = if self.gathering.traced { Effort::Much } else { self.effort };
         self.compressing.push_back(tokio::task::spawn_blocking(move || {
-            let frame = encoder.encode(&plain, &sealer)?;
+            let frame = encoder.encode(&plain, effort, &sealer)?;
             Ok(CompressedFrame { frame, plain, hashes })
         }));
     }

@@ -1,7 +1,7 @@
 //! Frozen samples of the format: what was once published must be read for ever.
 //!
-//! `testdata/repository-v1/{public,private}` were written by `a_sample_is_written_where_there_is_none` when format 1 was made, and never change. Where
-//! they are missing it writes them again; a change of the format needs a directory of its own beside them.
+//! `testdata/repository-v<format>/{public,private}` were written by `a_sample_is_written_where_there_is_none` when a format was made, and never
+//! change. Where those of the newest format are missing it writes them again; a change of the format needs a directory of its own beside them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use collective_model::{DiskRole, Hardware, Silent};
 use collective_repository::backend::{Backend, Directory, ObjectName};
 use collective_repository::{DiskSource, Publication};
 
-use crate::world::{World, check, layer, publication, trace, version, whole};
+use crate::world::{CODE, World, check, layer, publication, trace, version, whole};
 
 const FIRST: [u16; 40] = {
     let mut content = [0; 40];
@@ -23,14 +23,24 @@ const FIRST: [u16; 40] = {
     content
 };
 
-fn second() -> Vec<u16> {
+/// The format that is written now.
+const NEWEST: u32 = 2;
+
+/// What the second version changes: code, since the format that filters it.
+const fn changes(format: u32) -> [u16; 3] {
+    if format == 1 { [200, 0, 201] } else { [CODE, 0, CODE + 1] }
+}
+
+fn second(format: u32) -> Vec<u16> {
     let mut content = FIRST.to_vec();
-    content[5..8].copy_from_slice(&[200, 0, 201]);
+    content[5..8].copy_from_slice(&changes(format));
     content
 }
 
-fn sample(kind: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../testdata/repository-v1").join(kind)
+fn sample(format: u32, kind: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join(format!("../../testdata/repository-v{format}"))
+        .join(kind)
 }
 
 async fn write(world: &World) {
@@ -38,15 +48,15 @@ async fn write(world: &World) {
     let traced = DiskSource { trace: Some(trace(&[(9, 4), (0, 2)])), ..whole(&FIRST) };
     let first = Publication { hardware, ..publication(0, vec![traced]) };
     world.repository.publish(first, &world.key, &Silent).await.unwrap();
-    let runs = vec![(5, vec![200, 0, 201])];
+    let runs = vec![(5, changes(NEWEST).to_vec())];
     world.publish(1, vec![layer(40, Some(1), runs)]).await.unwrap();
 }
 
-async fn check_sample(world: &World) {
+async fn check_sample(world: &World, format: u32) {
     check(&world.repository, 1, &FIRST).await;
-    check(&world.repository, 2, &second()).await;
+    check(&world.repository, 2, &second(format)).await;
     let first = world.repository.version(version(1)).await.unwrap();
-    assert_eq!(first.manifest().notes, "a test");
+    assert_eq!((first.manifest().format, &*first.manifest().notes), (format, "a test"));
     assert_eq!(first.manifest().hardware, Some(Hardware::default()));
     assert_eq!(first.trace(DiskRole::System).await.unwrap(), trace(&[(9, 4), (0, 2)]));
     assert_eq!(world.repository.head().await.unwrap(), Some(version(2)));
@@ -56,20 +66,24 @@ async fn check_sample(world: &World) {
 }
 
 #[tokio::test]
-async fn the_frozen_public_sample_is_read() {
-    let backend = Arc::new(Directory::open(sample("public")).unwrap());
-    check_sample(&World::public(backend).await).await;
+async fn the_frozen_public_samples_are_read() {
+    for format in 1..=NEWEST {
+        let backend = Arc::new(Directory::open(sample(format, "public")).unwrap());
+        check_sample(&World::public(backend).await, format).await;
+    }
 }
 
 #[tokio::test]
-async fn the_frozen_private_sample_is_read() {
-    let backend = Arc::new(Directory::open(sample("private")).unwrap());
-    check_sample(&World::private(backend).await).await;
+async fn the_frozen_private_samples_are_read() {
+    for format in 1..=NEWEST {
+        let backend = Arc::new(Directory::open(sample(format, "private")).unwrap());
+        check_sample(&World::private(backend).await, format).await;
+    }
 }
 
 #[tokio::test]
 async fn publishing_the_public_sample_again_gives_the_same_bytes() {
-    let frozen = Directory::open(sample("public")).unwrap();
+    let frozen = Directory::open(sample(NEWEST, "public")).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let fresh = Directory::create(directory.path().join("repository")).unwrap();
     write(&World::public(Arc::new(fresh.clone())).await).await;
@@ -88,7 +102,8 @@ async fn publishing_the_public_sample_again_gives_the_same_bytes() {
 async fn a_sample_is_written_where_there_is_none() {
     for kind in ["public", "private"] {
         let directory = tempfile::tempdir().unwrap();
-        let path = if sample(kind).exists() { directory.path().join(kind) } else { sample(kind) };
+        let sample = sample(NEWEST, kind);
+        let path = if sample.exists() { directory.path().join(kind) } else { sample };
         let backend = Arc::new(Directory::create(&path).unwrap());
         let world = if kind == "public" {
             World::public(backend).await
@@ -96,6 +111,6 @@ async fn a_sample_is_written_where_there_is_none() {
             World::private(backend).await
         };
         write(&world).await;
-        check_sample(&world).await;
+        check_sample(&world, NEWEST).await;
     }
 }
