@@ -3,6 +3,8 @@
 //!
 //! [`Pace`] decides which of the many reports are worth a line, and is pure; [`Meter`] is told of all of them.
 
+mod speed;
+
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,7 +12,9 @@ use collective_model::{ByteCount, Monitor, Progress};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+use self::speed::Speed;
 use crate::output::Output;
+use crate::text;
 
 /// Objects of progress that a program is sent, at most one in this time: more would only fill its pipe.
 const OBJECT_EVERY: Duration = Duration::from_millis(250);
@@ -37,6 +41,8 @@ pub struct Step {
     pub total_bytes: Option<u64>,
     /// Bytes that crossed the network or were stored.
     pub moved_bytes: u64,
+    /// Bytes worked through in a second, once that is known.
+    pub bytes_per_second: Option<u64>,
 }
 
 impl Step {
@@ -48,7 +54,15 @@ impl Step {
             done_bytes: progress.done_bytes,
             total_bytes: progress.total_bytes,
             moved_bytes: progress.moved_bytes,
+            bytes_per_second: None,
         }
+    }
+
+    /// How long what is left takes at the speed of now; none while nobody knows, and at the end.
+    fn left(&self) -> Option<Duration> {
+        let left_bytes = self.total_bytes?.checked_sub(self.done_bytes).filter(|left| *left > 0)?;
+        let seconds = left_bytes.checked_div(self.bytes_per_second?)?;
+        Some(Duration::from_secs(seconds.max(1)))
     }
 
     /// The share that is done, in steps of a bar; none while nobody knows.
@@ -61,7 +75,7 @@ impl Step {
         known.or_else(of_bytes).map(|position| position.min(BAR_STEPS))
     }
 
-    /// Writes the figures: `publishing: 12.0 MB of 1.05 GB, 3.00 MB moved`.
+    /// Writes the figures: `publishing: 12.0 MB of 1.05 GB, 3.00 MB moved, 2.00 MB/s, 8 min 39 s left`.
     fn text(&self) -> String {
         let mut figures = Vec::new();
         match self.total_bytes {
@@ -73,6 +87,12 @@ impl Step {
         }
         if self.moved_bytes > 0 {
             figures.push(format!("{} moved", ByteCount(self.moved_bytes)));
+        }
+        if let Some(speed) = self.bytes_per_second.filter(|_| !figures.is_empty()) {
+            figures.push(format!("{}/s", ByteCount(speed)));
+        }
+        if let Some(left) = self.left() {
+            figures.push(format!("{} left", text::duration(left)));
         }
         match (self.stage.as_str(), figures.join(", ")) {
             (stage, figures) if figures.is_empty() => stage.to_owned(),
@@ -112,6 +132,7 @@ impl Pace {
 pub struct Meter {
     label: String,
     stage: Mutex<String>,
+    speed: Mutex<Speed>,
     shape: Shape,
 }
 
@@ -140,7 +161,7 @@ impl Meter {
         } else {
             Shape::Lines(output.clone(), Mutex::default())
         };
-        Self { label: label.to_owned(), stage: Mutex::default(), shape }
+        Self { label: label.to_owned(), stage: Mutex::default(), speed: Mutex::default(), shape }
     }
 
     /// Names the stage that the next reports of a library belong to.
@@ -152,17 +173,21 @@ impl Meter {
     /// Takes a report.
     pub fn step(&self, step: &Step) {
         let now = Instant::now();
+        let mut speed = self.speed.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes_per_second = speed.measure(&step.stage, step.done_bytes, now);
+        drop(speed);
+        let step = &Step { bytes_per_second, ..step.clone() };
         match &self.shape {
             Shape::Bar(bar) => {
                 bar.set_style(style(step.position().is_some()));
-                bar.set_message(crate::text::plain(&step.text()));
+                bar.set_message(text::plain(&step.text()));
                 bar.set_position(step.position().unwrap_or_default());
             }
             Shape::Lines(output, pace) => {
                 let mut pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
                 let text = step.text();
                 if !text.is_empty() && pace.is_due(step, now, LINE_EVERY, true) {
-                    output.note(&format!("{}: {}", self.label, crate::text::plain(&text)));
+                    output.note(&format!("{}: {}", self.label, text::plain(&text)));
                 }
             }
             Shape::Objects(output, pace) => {
@@ -232,6 +257,11 @@ mod tests {
         let mut shown = step("publishing", 12_000_000, Some(1_050_000_000));
         shown.moved_bytes = 3_000_000;
         assert_eq!(shown.text(), "publishing: 12.0 MB of 1.05 GB, 3.00 MB moved");
+        shown.bytes_per_second = Some(2_000_000);
+        let figures = "12.0 MB of 1.05 GB, 3.00 MB moved, 2.00 MB/s, 8 min 39 s left";
+        assert_eq!(shown.text(), format!("publishing: {figures}"));
+        shown.bytes_per_second = Some(0);
+        assert!(shown.text().ends_with("moved, 0 B/s"), "nobody knows how long");
         assert_eq!(step("", 5, None).text(), "5 B");
         assert_eq!(step("taking the lock", 0, None).text(), "taking the lock");
         assert_eq!(step("", 0, None).text(), "");

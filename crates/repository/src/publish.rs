@@ -10,6 +10,7 @@ mod known;
 mod pipeline;
 mod plan;
 mod repack;
+mod unfinished;
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -20,6 +21,7 @@ use collective_model::{
     BLOCK_BYTES, BlockRange, Digest, DiskRole, Epoch, Error, ErrorKind, Hardware, Monitor, Result,
     ResultExt, Timestamp, Version,
 };
+use futures::stream::{self, StreamExt, TryStreamExt};
 
 use self::assemble::{PlacedRun, index_of, needed_packs, uncovered};
 use self::pipeline::{Pipeline, StoredRuns};
@@ -33,7 +35,11 @@ use crate::repository::Repository;
 use crate::sealer::Purpose;
 use crate::trace::Trace;
 
+/// Packs of an earlier attempt that are looked for at once.
+const LOOKS_AT_ONCE: usize = 8;
+
 pub(crate) use known::TableCache;
+pub(crate) use unfinished::Unfinished;
 
 /// A version to publish.
 #[derive(Clone)]
@@ -133,7 +139,8 @@ pub struct PublishStats {
 impl Repository {
     /// Publishes a version: stores what is new of its disks, then its index and traces, then moves the head to it, all or nothing.
     ///
-    /// What a publication that fails has stored is found by nobody and swept by a later prune.
+    /// What a publication that fails has stored is found by nobody and swept by a later prune, unless it is noted
+    /// ([`note_unfinished_in`](Self::note_unfinished_in)) and the next attempt comes soon.
     ///
     /// # Errors
     /// `Conflict` if the parent is not the head, the lock is over, or somebody else publishes first; `Denied` if the key is not the
@@ -157,11 +164,13 @@ impl Repository {
             .iter()
             .rev()
             .filter(|pack| !left.contains(&pack.id) && !publication.distrusted.contains(&pack.id));
-        let newest_first: Vec<PackEntry> = stay.copied().collect();
+        let unfinished = self.unfinished_packs(&publication, &candidates).await?;
+        let newest_first: Vec<PackEntry> = unfinished.iter().rev().chain(stay).copied().collect();
         let known = self.tables().load(&**self.backend(), &newest_first, read_bytes).await?;
 
         let mut pipeline = Pipeline::new(self, known, publication.sink.clone(), watch);
         pipeline.total_bytes = read_bytes;
+        pipeline.time = publication.time;
         pipeline.effort = match publication.parent {
             Some(_) => Effort::Much,
             None => Effort::Little,
@@ -183,7 +192,7 @@ impl Repository {
             })
             .collect();
         let packs = needed_packs(
-            candidates.iter().chain(&stored.packs),
+            candidates.iter().chain(&unfinished).chain(&stored.packs),
             placed.iter().flat_map(|disk| &disk.runs),
         );
         let mut manifest = Manifest { packs, ..draft };
@@ -192,7 +201,9 @@ impl Repository {
             let entry = self.write_disk(disk, &manifest, &mut stats).await?;
             manifest.disks.push(entry);
         }
-        self.commit(&manifest, signer, &mut stats).await
+        let published = self.commit(&manifest, signer, &mut stats).await?;
+        self.unfinished().inspect(|unfinished| unfinished.clear());
+        Ok(published)
     }
 
     /// Checks all that can be checked before the first byte is read, and begins the manifest.
@@ -285,6 +296,25 @@ impl Repository {
             .collect();
         // A base older than the parent: what only it reaches was published before.
         Ok(others.into_iter().chain(packs).collect())
+    }
+
+    /// Returns the packs that an earlier attempt has stored, as far as they are still there.
+    async fn unfinished_packs(
+        &self,
+        publication: &Publication,
+        candidates: &[PackEntry],
+    ) -> Result<Vec<PackEntry>> {
+        let Some(unfinished) = self.unfinished() else { return Ok(Vec::new()) };
+        let reached: HashSet<Digest> =
+            candidates.iter().map(|pack| pack.id).chain(publication.distrusted.clone()).collect();
+        let mut packs = unfinished.packs(publication.time);
+        packs.retain(|pack| !reached.contains(&pack.id));
+        let looks = packs.into_iter().map(|pack| async move {
+            let size = self.backend().size(&ObjectName::Pack(pack.id)).await?;
+            Ok::<_, Error>((size == Some(pack.bytes)).then_some(pack))
+        });
+        let there: Vec<_> = stream::iter(looks).buffered(LOOKS_AT_ONCE).try_collect().await?;
+        Ok(there.into_iter().flatten().collect())
     }
 
     /// Writes index and trace of a disk.

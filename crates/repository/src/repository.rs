@@ -4,8 +4,9 @@
 //! keep fresh: an open repository therefore never lets it go back, and a caller who remembers a version from before
 //! says so with [`Repository::remember`].
 
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use collective_model::{Error, ErrorKind, Result, Version};
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -15,7 +16,7 @@ use crate::descriptor::{Descriptor, Trust, check_secret};
 use crate::frame::FrameEncoder;
 use crate::keys::RepositorySecret;
 use crate::manifest::Manifest;
-use crate::publish::TableCache;
+use crate::publish::{TableCache, Unfinished};
 use crate::reader::VersionReader;
 use crate::sealer::Sealer;
 
@@ -38,6 +39,7 @@ struct Shared {
     sealer: Arc<Sealer>,
     encoder: Arc<FrameEncoder>,
     tables: TableCache,
+    unfinished: OnceLock<Unfinished>,
     /// The highest version that was ever seen, 0 for none.
     seen: AtomicU64,
 }
@@ -101,6 +103,7 @@ impl Repository {
             sealer,
             encoder: Arc::new(FrameEncoder::default()),
             tables: TableCache::default(),
+            unfinished: OnceLock::new(),
             seen: AtomicU64::new(0),
         };
         Self { shared: Arc::new(shared) }
@@ -128,6 +131,16 @@ impl Repository {
 
     pub(crate) fn tables(&self) -> &TableCache {
         &self.shared.tables
+    }
+
+    /// Notes in this file what a publication has stored until it is committed, so that one that is cut short goes on where it
+    /// was. The file is for this repository alone; the first call counts.
+    pub fn note_unfinished_in(&self, path: PathBuf) {
+        self.shared.unfinished.get_or_init(|| Unfinished::new(path));
+    }
+
+    pub(crate) fn unfinished(&self) -> Option<&Unfinished> {
+        self.shared.unfinished.get()
     }
 
     /// Notes that a version is known to exist: from now on an older head is an error.

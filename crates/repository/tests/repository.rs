@@ -39,3 +39,5 @@ mod stall;
 mod storm;
 #[path = "repository/trim.rs"]
 mod trim;
+#[path = "repository/unfinished.rs"]
+mod unfinished;

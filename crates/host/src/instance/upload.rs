@@ -47,6 +47,8 @@ impl Upload {
             Error::new(ErrorKind::Internal, "an upload has no publication recorded")
         })?;
         let repository = self.core.repository(&self.session, &disk.repository, disk.epoch).await?;
+        let replica = self.core.paths.replica(disk.repository.id);
+        repository.note_unfinished_in(replica.join("unfinished"));
         let source = match what {
             What::Template => self.template().await?,
             What::Layers(count) => self.layers(&repository, count).await?,

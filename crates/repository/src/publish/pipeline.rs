@@ -12,7 +12,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use collective_model::{BLOCK_BYTES, ErrorKind, IoResultExt, Monitor, Progress, Result, ResultExt};
+use collective_model::{
+    BLOCK_BYTES, ErrorKind, IoResultExt, Monitor, Progress, Result, ResultExt, Timestamp,
+};
 use futures::stream::{self, FuturesOrdered, StreamExt};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -55,6 +57,8 @@ pub(super) struct Pipeline<'a> {
     pub total_bytes: u64,
     /// How hard frames are compressed that no recorded start touches; those that one does are always compressed hard.
     pub effort: Effort,
+    /// The time of the publication.
+    pub time: Timestamp,
     cores: usize,
 }
 
@@ -122,6 +126,7 @@ impl<'a> Pipeline<'a> {
             stats: PublishStats::default(),
             total_bytes: 0,
             effort: Effort::Much,
+            time: Timestamp(0),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
@@ -274,6 +279,7 @@ impl<'a> Pipeline<'a> {
     async fn wait_for_pack(&mut self) -> Result<bool> {
         let Some(stored) = self.storing.join_next().await else { return Ok(false) };
         let (number, entry) = stored.or_error(ErrorKind::Internal, broken_off)??;
+        self.repository.unfinished().inspect(|unfinished| unfinished.note(&entry, self.time));
         self.packs[number] = Some(entry);
         self.stats.packs += 1;
         self.stats.stored_bytes += entry.bytes;

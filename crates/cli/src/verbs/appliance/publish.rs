@@ -115,16 +115,23 @@ async fn publish(
         even_if_it_fails: arguments.even_if_it_fails,
         ..PublishOptions::new(work.path().to_owned())
     };
+    let unfinished = keys.join(format!("unfinished-{}", appliance.repository.id));
     let work = async {
         if arguments.repair && !is_new {
             watch.stage("the server looks for damage");
             options.distrusted = damaged_packs(server, &arguments.appliance).await?;
         }
         let repository = show::open(server, &appliance).await?;
+        repository.note_unfinished_in(unfinished.clone());
         publisher::publish(&repository, &signer, &images, &options, watch).await
     };
     let published = wait::or_interrupt(work).await;
-    if !matches!(published, Ok(Some(_))) && is_new {
+    if matches!(published, Ok(Some(_))) {
+        return published;
+    }
+    if unfinished.exists() {
+        watch.0.note("What arrived stays for half a day: publish again to go on from there.");
+    } else if is_new {
         // What failed shall have changed nothing; if this fails too, an appliance without versions stays, which the next
         // publication uses.
         let _ = server.remove_appliance(&arguments.appliance).await;
