@@ -193,6 +193,22 @@ impl Fetcher {
         }
     }
 
+    /// Makes a request for something else than frames that nobody waits for, as a prefetch: when nothing more urgent is under
+    /// way. `request` hears how many bytes it may ask for.
+    ///
+    /// # Errors
+    /// What `request` returns.
+    pub async fn beside<T, F>(&self, request: impl FnOnce(u64) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let bytes = self.request_bytes();
+        let turn = self.inner.turns.take(Class::Prefetch, bytes).await;
+        let answer = request(bytes).await?;
+        turn.answered();
+        Ok(answer)
+    }
+
     /// Stored bytes that one request ahead should ask for now.
     pub(crate) fn request_bytes(&self) -> u64 {
         self.inner.turns.request_bytes()
