@@ -278,12 +278,7 @@ impl Fetcher {
             Why::Prefetch => Class::Prefetch,
         };
         let turn = self.inner.turns.take(class, stored_bytes(&missing)).await;
-        // Some may have come while this stood in line.
         let batch = self.inner.take_off(&missing);
-        let batch: Vec<_> = batch
-            .into_iter()
-            .filter(|aloft| !self.inner.cache.contains(&aloft.frame.hash))
-            .collect();
         if !batch.is_empty() {
             let flight = Arc::clone(&self.inner).fly(Arc::clone(origin), batch, class, Some(turn));
             flights.spawn_on(flight, &self.inner.runtime);
@@ -324,10 +319,16 @@ impl Fetcher {
 }
 
 impl Inner {
+    /// Registers flights for those frames that have none, and have not come since they were missed.
     fn take_off(self: &Arc<Self>, frames: &[FrameRef]) -> Vec<Aloft> {
-        let batch: Vec<_> =
+        let mut batch: Vec<_> =
             frames.iter().filter_map(|frame| self.flights.take_off(frame)).collect();
         self.count(&self.counters.joined_frames, (frames.len() - batch.len()) as u64);
+        // A flight is over when its frame is stored: what has none now may be here.
+        batch.retain(|aloft| {
+            let hash = &aloft.frame.hash;
+            !self.cache.contains(hash) && self.homeless.find(hash).is_none()
+        });
         batch
     }
 

@@ -34,7 +34,18 @@ struct Wire {
     round_trip: Duration,
     free_at: Mutex<Instant>,
     requests: AtomicU64,
+    under_way: AtomicU64,
+    most_under_way: AtomicU64,
     carried_bytes: AtomicU64,
+}
+
+/// A read under way; over when dropped.
+struct UnderWay(Arc<Wire>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Line {
@@ -45,6 +56,8 @@ impl Line {
             round_trip,
             free_at: Mutex::new(Instant::now()),
             requests: AtomicU64::new(0),
+            under_way: AtomicU64::new(0),
+            most_under_way: AtomicU64::new(0),
             carried_bytes: AtomicU64::new(0),
         };
         Self { inner, wire: Arc::new(wire) }
@@ -54,6 +67,12 @@ impl Line {
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.wire.requests.load(Ordering::SeqCst)
+    }
+
+    /// Returns how many reads were under way at once, at most.
+    #[must_use]
+    pub fn most_under_way(&self) -> u64 {
+        self.wire.most_under_way.load(Ordering::SeqCst)
     }
 
     /// Returns how many bytes of objects have come over it.
@@ -67,6 +86,14 @@ impl Wire {
     async fn request(&self) {
         self.requests.fetch_add(1, Ordering::SeqCst);
         sleep(self.round_trip).await;
+    }
+
+    async fn begin_read(self: &Arc<Self>) -> UnderWay {
+        let under_way = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most_under_way.fetch_max(under_way, Ordering::SeqCst);
+        let read = UnderWay(Arc::clone(self));
+        self.request().await;
+        read
     }
 
     /// Takes the line for a piece, after all that were there before.
@@ -94,7 +121,7 @@ impl fmt::Debug for Line {
 #[async_trait]
 impl Backend for Line {
     async fn read(&self, name: &ObjectName, range: Option<Range<u64>>) -> Result<Bytes> {
-        self.wire.request().await;
+        let _read = self.wire.begin_read().await;
         let bytes = self.inner.read(name, range).await?;
         for start in (0..bytes.len()).step_by(PIECE_BYTES) {
             self.wire.carry(&bytes.slice(start..bytes.len().min(start + PIECE_BYTES))).await;
@@ -103,8 +130,8 @@ impl Backend for Line {
     }
 
     async fn stream(&self, name: &ObjectName, range: Range<u64>) -> Result<Pieces> {
-        self.wire.request().await;
-        let (wire, pieces) = (Arc::clone(&self.wire), self.inner.stream(name, range).await?);
+        let read = Arc::new(self.wire.begin_read().await);
+        let pieces = self.inner.stream(name, range).await?;
         let cut = |bytes: Bytes| {
             let starts = (0..bytes.len()).step_by(PIECE_BYTES);
             stream::iter(
@@ -113,9 +140,9 @@ impl Backend for Line {
             )
         };
         let carry = move |piece: Bytes| {
-            let wire = Arc::clone(&wire);
+            let read = Arc::clone(&read);
             async move {
-                wire.carry(&piece).await;
+                read.0.carry(&piece).await;
                 Ok(piece)
             }
         };
