@@ -259,8 +259,9 @@ impl Fetcher {
         }
     }
 
-    /// Waits for a turn and sets frames off that nobody waits for, none that is here or on its way. The flight is over when
-    /// all have come or were given up; dropping `flights` ends it.
+    /// Waits for a turn and sets frames off that nobody waits for, none that is here or on its way. What is put into `flights`
+    /// is over when all have come or were given up, those too that somebody else had on the way; dropping it ends what was
+    /// set off here.
     pub(crate) async fn ahead(
         &self,
         origin: &Arc<Origin>,
@@ -268,8 +269,8 @@ impl Fetcher {
         why: Why,
         flights: &mut JoinSet<()>,
     ) {
-        let missing = frames.iter().filter(|frame| !self.inner.cache.contains(&frame.hash));
-        let missing: Vec<_> = missing.copied().collect();
+        let is_missing = |frame: &&FrameRef| !self.inner.has(&frame.hash);
+        let mut missing: Vec<_> = frames.iter().filter(is_missing).copied().collect();
         if missing.is_empty() {
             return;
         }
@@ -279,10 +280,33 @@ impl Fetcher {
         };
         let turn = self.inner.turns.take(class, stored_bytes(&missing)).await;
         let batch = self.inner.take_off(&missing);
+        missing.retain(|frame| batch.iter().all(|aloft| aloft.frame.hash != frame.hash));
         if !batch.is_empty() {
             let flight = Arc::clone(&self.inner).fly(Arc::clone(origin), batch, class, Some(turn));
             flights.spawn_on(flight, &self.inner.runtime);
         }
+        if missing.iter().any(|frame| is_missing(&frame)) {
+            let waiting = self.clone().after_others(Arc::clone(origin), missing, why);
+            flights.spawn_on(waiting, &self.inner.runtime);
+        }
+    }
+
+    /// Waits for the flights of others, and sets off what those did not bring: one of them may have been ended. Boxed,
+    /// because there may be others again.
+    fn after_others(
+        self,
+        origin: Arc<Origin>,
+        frames: Vec<FrameRef>,
+        why: Why,
+    ) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            for frame in &frames {
+                self.inner.flights.over(&frame.hash).await;
+            }
+            let mut flights = JoinSet::new();
+            self.ahead(&origin, &frames, why, &mut flights).await;
+            while flights.join_next().await.is_some() {}
+        })
     }
 
     /// Runs a call until it succeeds; the wait says why it does not.
@@ -325,11 +349,13 @@ impl Inner {
             frames.iter().filter_map(|frame| self.flights.take_off(frame)).collect();
         self.count(&self.counters.joined_frames, (frames.len() - batch.len()) as u64);
         // A flight is over when its frame is stored: what has none now may be here.
-        batch.retain(|aloft| {
-            let hash = &aloft.frame.hash;
-            !self.cache.contains(hash) && self.homeless.find(hash).is_none()
-        });
+        batch.retain(|aloft| !self.has(&aloft.frame.hash));
         batch
+    }
+
+    /// Tells whether a frame is in the cache, or in memory because that had no room.
+    fn has(&self, frame: &Digest) -> bool {
+        self.cache.contains(frame) || self.homeless.find(frame).is_some()
     }
 
     /// Fetches frames until all have landed or were given up.

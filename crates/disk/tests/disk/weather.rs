@@ -200,6 +200,40 @@ async fn demand_passes_a_replay_that_stands_still() {
     assert_eq!(fetcher.stats().fetched_frames, 1 + frames.len() as u64);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_completes_a_disk_gets_also_what_another_had_on_the_way_and_gave_up() {
+    let world = World::with_frames(16 << 10).await;
+    let gate = Arc::new(Gate::default());
+    let script = Arc::clone(&gate);
+    let reader = world
+        .reader(move |_| {
+            script.pass();
+            Fault::Pass
+        })
+        .await;
+    let fetcher = Fetcher::new(world.cache().await, quick());
+    let disk = VersionDisk::new(reader, fetcher.clone());
+    let complete = || {
+        let disk = disk.clone();
+        tokio::spawn(async move { disk.complete(|_| ()).await })
+    };
+    let first = complete();
+    let _opener = Opener(Arc::clone(&gate));
+    let standing = Arc::clone(&gate);
+    tokio::task::spawn_blocking(move || standing.wait_until_somebody_stands()).await.unwrap();
+    let second = complete();
+    let joined = async {
+        while fetcher.stats().joined_frames == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), joined).await.unwrap();
+    first.abort();
+    gate.open();
+    let frames = second.await.unwrap();
+    assert!(frames.iter().all(|frame| fetcher.cache().contains(frame)));
+}
+
 /// A line that carries the whole disk in some seconds, and how long a server stalls that does.
 const BYTES_PER_SECOND: u64 = 1 << 20;
 const ROUND_TRIP: Duration = Duration::from_millis(5);
