@@ -1,5 +1,5 @@
 //! Saving a user disk while it is in use: what a snapshot sends, what one costs that has nothing to send, and how long
-//! the guest's writes stand still while its layer is frozen.
+//! the guest's writes stand still while its layer is frozen or gets a new base.
 //!
 //! The guest is QEMU's storage daemon with a user disk as the host opens it (an export below, a layer of ours on top),
 //! and a client that writes. What it writes is what a session left behind: the disk's file system is mounted and worked
@@ -39,8 +39,12 @@ use crate::writer::Writer;
 
 const ROLE: DiskRole = DiskRole::User;
 const BLOCK: usize = BLOCK_BYTES as usize;
-/// What is written to while layers are frozen: 16 MiB of the disk, which bounds what closing a layer has to sync.
-const WRITTEN_BLOCKS: u64 = 1 << 12;
+/// What is written and not synced when a layer is frozen, or gets a new base: 16 and 256 MiB.
+const UNSYNCED: [(u64, [&str; 2]); 2] = [
+    (1 << 12, ["freeze, 16 MiB", "rebase, 16 MiB"]),
+    (1 << 16, ["freeze, 256 MiB", "rebase, 256 MiB"]),
+];
+const FILLED_BYTES: usize = 256 << 10;
 /// Bytes of two disks that are compared at once.
 const COMPARED_BYTES: usize = 1 << 20;
 /// What is done on the disk before each snapshot: documents written, one changed in place, a database that grows, a tree
@@ -311,39 +315,104 @@ async fn idle(scene: &Scene, guest: &Guest, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Freezes again and again while a client writes, and reports the longest write around each freeze.
+/// Freezes and rebases again and again while a client writes, with little and with much that is not synced, and reports
+/// the longest write around each step: the worst case is the figure.
 async fn pauses(scene: &Scene, guest: &Guest, report: &mut Report) -> Result<()> {
-    let (over, longest_us) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let writing = std::thread::spawn({
-        let (over, longest_us) = (Arc::clone(&over), Arc::clone(&longest_us));
-        let mut writer = guest.writer()?;
-        move || -> Result<()> {
+    let mut between = Sample::default();
+    let (mut number, mut worst, mut cases) = (0, 0.0_f64, Vec::new());
+    for (blocks, names) in UNSYNCED {
+        let client = Client::start(guest.writer()?, blocks);
+        let mut steps = [Sample::default(), Sample::default()];
+        for _ in 0..scene.rounds(100, 40) {
+            number += 1;
+            client.fill().await?;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            between.push(client.longest_ms());
+            client.fill().await?;
+            guest.freeze(number).await?;
+            steps[0].push(client.longest_ms_after().await);
+            client.fill().await?;
+            guest.rebase(number).await?;
+            steps[1].push(client.longest_ms_after().await);
+        }
+        client.end()?;
+        for (name, step) in names.into_iter().zip(steps) {
+            worst = worst.max(step.percentile(0.99));
+            cases.push((name, p99(&step)));
+        }
+    }
+    cases.insert(0, ("without a step", p99(&between)));
+    let row = Row { id: "userdisk.pause", unit: "ms, p99", goal: "<= 100" };
+    report.add(row, &[worst].into_iter().collect(), &cases);
+    Ok(())
+}
+
+fn p99(sample: &Sample) -> Sample {
+    [sample.percentile(0.99)].into_iter().collect()
+}
+
+/// A client that writes blocks without a pause, and when asked to, all there is.
+struct Client {
+    shared: Arc<Shared>,
+    thread: std::thread::JoinHandle<Result<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    over: AtomicBool,
+    /// Everything is to be written once more.
+    fill: AtomicBool,
+    longest_us: AtomicU64,
+}
+
+impl Client {
+    fn start(mut writer: Writer, blocks: u64) -> Self {
+        let shared = Arc::new(Shared::default());
+        let told = Arc::clone(&shared);
+        let thread = std::thread::spawn(move || {
+            let fill = vec![2; FILLED_BYTES];
             let mut block = 0;
-            while !over.load(Ordering::Relaxed) {
-                // Apart, so that each write needs a cluster of its own until all are there.
-                block = (block + 7919) % WRITTEN_BLOCKS;
+            while !told.over.load(Ordering::Relaxed) {
+                if told.fill.load(Ordering::Acquire) {
+                    for offset in (0..blocks * BLOCK_BYTES).step_by(FILLED_BYTES) {
+                        writer.write(offset, &fill)?;
+                    }
+                    told.longest_us.store(0, Ordering::Relaxed);
+                    told.fill.store(false, Ordering::Release);
+                }
+                // Apart, so that the writes jump about.
+                block = (block + 7919) % blocks;
                 let begun = Instant::now();
                 writer.write(block * BLOCK_BYTES, &[1; BLOCK])?;
-                longest_us.fetch_max(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
+                told.longest_us.fetch_max(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
             }
             Ok(())
-        }
-    });
-    let (mut frozen, mut between) = (Sample::default(), Sample::default());
-    for number in 1..=scene.rounds(100, 40) {
-        longest_us.store(0, Ordering::Relaxed);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        between.push(longest_us.swap(0, Ordering::Relaxed) as f64 / 1e3);
-        guest.freeze(number).await?;
-        // The write that the freeze held up ends after it.
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        frozen.push(longest_us.swap(0, Ordering::Relaxed) as f64 / 1e3);
-        guest.rebase(number).await?;
+        });
+        Self { shared, thread }
     }
-    over.store(true, Ordering::Relaxed);
-    writing.join().map_err(|_| anyhow::anyhow!("the writing broke off"))??;
-    let row = Row { id: "userdisk.pause", unit: "ms, p99", goal: "<= 100" };
-    let of = |sample: &Sample| [sample.percentile(0.99)].into_iter().collect::<Sample>();
-    report.add(row, &of(&frozen), &[("without a freeze", of(&between))]);
-    Ok(())
+
+    /// Has everything written, none of which is synced then.
+    async fn fill(&self) -> Result<()> {
+        self.shared.fill.store(true, Ordering::Release);
+        while self.shared.fill.load(Ordering::Acquire) {
+            ensure!(!self.thread.is_finished(), "the writing broke off");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+
+    fn longest_ms(&self) -> f64 {
+        self.shared.longest_us.swap(0, Ordering::Relaxed) as f64 / 1e3
+    }
+
+    /// As `longest_ms`, with the write that a step held up, which ends after it.
+    async fn longest_ms_after(&self) -> f64 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        self.longest_ms()
+    }
+
+    fn end(self) -> Result<()> {
+        self.shared.over.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow::anyhow!("the writing broke off"))?
+    }
 }

@@ -109,7 +109,7 @@ impl Cache {
     }
 
     /// Opens a cache of any capacity: tests fill small ones sooner.
-    fn open_any(directory: &Path, options: CacheOptions) -> Result<Self> {
+    pub(crate) fn open_any(directory: &Path, options: CacheOptions) -> Result<Self> {
         let message = || format!("cannot open the cache {}", directory.display());
         let (segments, pins) = (directory.join("segments"), directory.join("pins"));
         for directory in [&segments, &pins] {

@@ -193,6 +193,22 @@ impl Fetcher {
         }
     }
 
+    /// Makes a request for something else than frames that nobody waits for, as a prefetch: when nothing more urgent is under
+    /// way. `request` hears how many bytes it may ask for.
+    ///
+    /// # Errors
+    /// What `request` returns.
+    pub async fn beside<T, F>(&self, request: impl FnOnce(u64) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let bytes = self.request_bytes();
+        let turn = self.inner.turns.take(Class::Prefetch, bytes).await;
+        let answer = request(bytes).await?;
+        turn.answered();
+        Ok(answer)
+    }
+
     /// Stored bytes that one request ahead should ask for now.
     pub(crate) fn request_bytes(&self) -> u64 {
         self.inner.turns.request_bytes()
@@ -243,8 +259,9 @@ impl Fetcher {
         }
     }
 
-    /// Waits for a turn and sets frames off that nobody waits for, none that is here or on its way. The flight is over when
-    /// all have come or were given up; dropping `flights` ends it.
+    /// Waits for a turn and sets frames off that nobody waits for, none that is here or on its way. What is put into `flights`
+    /// is over when all have come or were given up, those too that somebody else had on the way; dropping it ends what was
+    /// set off here.
     pub(crate) async fn ahead(
         &self,
         origin: &Arc<Origin>,
@@ -252,8 +269,8 @@ impl Fetcher {
         why: Why,
         flights: &mut JoinSet<()>,
     ) {
-        let missing = frames.iter().filter(|frame| !self.inner.cache.contains(&frame.hash));
-        let missing: Vec<_> = missing.copied().collect();
+        let is_missing = |frame: &&FrameRef| !self.inner.has(&frame.hash);
+        let mut missing: Vec<_> = frames.iter().filter(is_missing).copied().collect();
         if missing.is_empty() {
             return;
         }
@@ -262,16 +279,34 @@ impl Fetcher {
             Why::Prefetch => Class::Prefetch,
         };
         let turn = self.inner.turns.take(class, stored_bytes(&missing)).await;
-        // Some may have come while this stood in line.
         let batch = self.inner.take_off(&missing);
-        let batch: Vec<_> = batch
-            .into_iter()
-            .filter(|aloft| !self.inner.cache.contains(&aloft.frame.hash))
-            .collect();
+        missing.retain(|frame| batch.iter().all(|aloft| aloft.frame.hash != frame.hash));
         if !batch.is_empty() {
             let flight = Arc::clone(&self.inner).fly(Arc::clone(origin), batch, class, Some(turn));
             flights.spawn_on(flight, &self.inner.runtime);
         }
+        if missing.iter().any(|frame| is_missing(&frame)) {
+            let waiting = self.clone().after_others(Arc::clone(origin), missing, why);
+            flights.spawn_on(waiting, &self.inner.runtime);
+        }
+    }
+
+    /// Waits for the flights of others, and sets off what those did not bring: one of them may have been ended. Boxed,
+    /// because there may be others again.
+    fn after_others(
+        self,
+        origin: Arc<Origin>,
+        frames: Vec<FrameRef>,
+        why: Why,
+    ) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            for frame in &frames {
+                self.inner.flights.over(&frame.hash).await;
+            }
+            let mut flights = JoinSet::new();
+            self.ahead(&origin, &frames, why, &mut flights).await;
+            while flights.join_next().await.is_some() {}
+        })
     }
 
     /// Runs a call until it succeeds; the wait says why it does not.
@@ -308,11 +343,19 @@ impl Fetcher {
 }
 
 impl Inner {
+    /// Registers flights for those frames that have none, and have not come since they were missed.
     fn take_off(self: &Arc<Self>, frames: &[FrameRef]) -> Vec<Aloft> {
-        let batch: Vec<_> =
+        let mut batch: Vec<_> =
             frames.iter().filter_map(|frame| self.flights.take_off(frame)).collect();
         self.count(&self.counters.joined_frames, (frames.len() - batch.len()) as u64);
+        // A flight is over when its frame is stored: what has none now may be here.
+        batch.retain(|aloft| !self.has(&aloft.frame.hash));
         batch
+    }
+
+    /// Tells whether a frame is in the cache, or in memory because that had no room.
+    fn has(&self, frame: &Digest) -> bool {
+        self.cache.contains(frame) || self.homeless.find(frame).is_some()
     }
 
     /// Fetches frames until all have landed or were given up.

@@ -18,6 +18,8 @@ mod nowait;
 mod raw_file;
 mod recorder;
 mod source;
+#[cfg(test)]
+mod storm;
 mod version_disk;
 
 pub use cache::{

@@ -295,3 +295,7 @@ impl Source for VersionDisk {
         Ok(extents)
     }
 }
+
+#[cfg(test)]
+#[path = "version_disk/storm/tests.rs"]
+mod storm;

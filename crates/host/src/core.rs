@@ -31,7 +31,7 @@ use crate::paths::Paths;
 use crate::record;
 use crate::remote::Profile;
 use crate::renewal::{Holder, Renewals};
-use crate::replica::Replica;
+use crate::replica::{Copies, Replica};
 use crate::session::{Guesses, Session, Sessions};
 use crate::settings::SettingsStore;
 
@@ -62,6 +62,7 @@ pub(crate) struct Core {
     pub(crate) operations: Operations,
     pub(crate) instances: Instances,
     pub(crate) fetcher: Fetcher,
+    copies: Copies,
     /// The line for the memory that guests may have.
     pub(crate) admission: Desk,
     /// Ends streams of events when the daemon goes down.
@@ -78,8 +79,11 @@ impl Core {
         let settings = SettingsStore::open(&paths)?;
         let cache_options = CacheOptions { capacity_bytes: options.cache_bytes };
         let cache = open_cache(&paths, cache_options).await?;
+        let fetcher = Fetcher::new(cache.clone(), FetchSettings::default());
+        let stop = CancellationToken::new();
         Ok(Arc::new(Self {
-            fetcher: Fetcher::new(cache.clone(), FetchSettings::default()),
+            copies: Copies::new(fetcher.clone(), stop.clone()),
+            fetcher,
             admission: Desk::open(options.memory_mib),
             options,
             paths,
@@ -91,7 +95,7 @@ impl Core {
             renewals: Renewals::new(),
             operations: Operations::new(),
             instances: Instances::new(),
-            stop: CancellationToken::new(),
+            stop,
             qemu: OnceCell::new(),
             probed: OnceCell::new(),
         }))
@@ -305,7 +309,7 @@ impl Core {
         epoch: Epoch,
     ) -> Result<Replica> {
         let real = session.remote.backend(descriptor.id, epoch)?;
-        Replica::new(real, &self.paths.replica(descriptor.id))
+        Replica::new(real, &self.paths.replica(descriptor.id), self.copies.clone())
     }
 }
 

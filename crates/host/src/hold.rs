@@ -15,7 +15,8 @@ use collective_model::{
     ApplianceName, ByteCount, DiskRole, Epoch, Error, ErrorKind, Monitor, Progress, Result,
     UserName, Version,
 };
-use collective_repository::VersionReader;
+use collective_repository::backend::Backend;
+use collective_repository::{Descriptor, VersionReader};
 use serde::{Deserialize, Serialize};
 
 use crate::core::Core;
@@ -74,6 +75,10 @@ pub(crate) async fn hold(
         let mut disks = vec![(DiskRole::System, version.clone())];
         disks.extend(user.clone().map(|user| (DiskRole::User, user)));
         let frames = complete(core, &disks, handle).await?;
+        keep_index(core, session, &profile.appliance(name)?.descriptor, &disks[0]).await?;
+        if let (Some(subscribed), [_, user]) = (profile.subscription(name), disks.as_slice()) {
+            keep_index(core, session, &subscribed.descriptor, user).await?;
+        }
         core.cache.pin(&pin_name(&paths), frames);
         hold.complete = Some(version.manifest().version);
         hold.user_disk = user.map(|user| user.manifest().version);
@@ -178,6 +183,27 @@ async fn complete(
         moved_bytes += disk.stats().fetched_bytes;
     }
     Ok(frames)
+}
+
+/// Sees to it that the index of a disk is on this host whole and sound, however large it is: a start without the server
+/// has no other.
+async fn keep_index(
+    core: &Core,
+    session: &Session,
+    descriptor: &Descriptor,
+    (role, version): &(DiskRole, VersionReader),
+) -> Result<()> {
+    let replica = core.replica(session, descriptor, Epoch(0))?;
+    let manifest = version.manifest();
+    let name = manifest.disk(*role)?.index_name(manifest.version);
+    replica.keep_whole(&name).await?;
+    match version.check_stored_index(*role).await {
+        Err(error) if error.kind() == ErrorKind::Corrupt && replica.distrust(&name).await => {
+            replica.keep_whole(&name).await?;
+            version.check_stored_index(*role).await
+        }
+        checked => checked,
+    }
 }
 
 /// Pursues holds and fetches what is new, until the daemon goes down.

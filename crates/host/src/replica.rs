@@ -1,11 +1,16 @@
 //! A repository's small objects, kept on the host so that it can start without the server.
 //!
 //! [`Replica`] stands in front of the real backend: manifests, indexes and traces are read from the host's own copy once
-//! they were read whole, and the head as last heard serves while the server is away. Packs are not kept here: their
-//! frames live in the cache. Copies are checked like everything else a backend gives; a damaged one is dropped by whoever finds
+//! there is one, and the head as last heard serves while the server is away. What is small is copied when it is read; of a
+//! large index only what is asked for is read, and the copy is made behind everybody's back ([`Copies`]). Packs are not kept
+//! here: their frames live in the cache. Copies are checked like everything else a backend gives; a damaged one is dropped by whoever finds
 //! it ([`Backend::distrust`]), and read again. Copies of a user disk's old versions go when new ones are made.
 
+mod copies;
+
+use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,13 +18,19 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use collective_model::{Error, ErrorKind, Result, Version};
 use collective_repository::backend::{
-    Backend, Commit, Exclusive, Listed, ObjectName, Pieces, one_piece,
+    Backend, Commit, Exclusive, Listed, ObjectName, PartKind, Pieces, one_piece,
 };
 
+pub(crate) use self::copies::Copies;
+use self::copies::{Wanted, part_of};
 use crate::record;
 
-/// Largest object that is copied; a huge index is read by pages, and only its touched parts cross the network.
+/// Largest object that is copied unless somebody holds the version: of a huger index only the touched parts cross the network.
 const COPIED_BYTES: u64 = 16 << 20;
+
+/// Largest index that is copied before it is used, which takes a slow line some 0.7 s; the repository reads larger ones
+/// by pages.
+const AT_ONCE_BYTES: u64 = 128 << 10;
 
 /// Versions of a repository that is written from here whose copies stay: more than are listed, and than run.
 const COPIED_VERSIONS: u64 = 200;
@@ -29,13 +40,19 @@ const COPIED_VERSIONS: u64 = 200;
 pub(crate) struct Replica {
     real: Arc<dyn Backend>,
     directory: PathBuf,
+    copies: Copies,
 }
 
 impl Replica {
     /// Stands in front of `real`, with copies below `directory`.
-    pub(crate) fn new(real: Arc<dyn Backend>, directory: &Path) -> Result<Self> {
+    pub(crate) fn new(real: Arc<dyn Backend>, directory: &Path, copies: Copies) -> Result<Self> {
         record::make_directory(directory)?;
-        Ok(Self { real, directory: directory.to_owned() })
+        Ok(Self { real, directory: directory.to_owned(), copies })
+    }
+
+    /// Copies an object however large it is, unless there is a copy; for who will read it without the server.
+    pub(crate) async fn keep_whole(&self, name: &ObjectName) -> Result<()> {
+        self.copies.make(&self.wanted(name, name.limit_bytes())).await.map(drop)
     }
 
     fn copied(name: &ObjectName) -> bool {
@@ -47,22 +64,55 @@ impl Replica {
         self.directory.join(name.to_string().replace('/', "_"))
     }
 
-    fn copy(&self, name: &ObjectName) -> Option<Bytes> {
-        std::fs::read(self.path(name)).ok().map(Bytes::from)
+    /// Reads of the copy, if there is one.
+    fn copy(&self, name: &ObjectName, range: Option<&Range<u64>>) -> Option<Result<Bytes>> {
+        let file = File::open(self.path(name)).ok()?;
+        let size_bytes = file.metadata().ok()?.len();
+        let range = range.cloned().unwrap_or(0..size_bytes);
+        if range.end > size_bytes || range.start > range.end {
+            let message = format!("{name} has {size_bytes} bytes, and {} are needed", range.end);
+            return Some(Err(Error::new(ErrorKind::Corrupt, message)));
+        }
+        let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
+        file.read_exact_at(&mut bytes, range.start).ok()?;
+        Some(Ok(bytes.into()))
     }
 
-    async fn fetch_copy(&self, name: &ObjectName) -> Result<Option<Bytes>> {
-        match self.real.size(name).await? {
-            Some(size) if size <= COPIED_BYTES => {}
-            _ => return Ok(None),
+    /// Reads of an object that is not copied yet, and copies it then or later.
+    async fn fetch(&self, name: &ObjectName, range: Option<Range<u64>>) -> Result<Bytes> {
+        let Some(range) = range else {
+            let bytes = self.real.read(name, None).await?;
+            self.keep(name, &bytes);
+            return Ok(bytes);
+        };
+        let is_index = matches!(name, ObjectName::Part { kind: PartKind::Index, .. });
+        let (at_once_bytes, wanted) =
+            (if is_index { AT_ONCE_BYTES } else { COPIED_BYTES }, self.wanted(name, COPIED_BYTES));
+        // A range tells as well that the object is large, and saves the question.
+        let is_large = range.end > at_once_bytes
+            || self.copies.knows(&wanted.path)
+            || self.real.size(name).await?.is_none_or(|size_bytes| size_bytes > at_once_bytes);
+        if is_large {
+            if is_index {
+                self.copies.begin(wanted);
+            }
+            return self.real.read(name, Some(range)).await;
         }
-        let bytes = self.real.read(name, None).await?;
-        self.keep(name, &bytes);
-        Ok(Some(bytes))
+        let whole = self.real.read(name, None).await?;
+        self.keep(name, &whole);
+        slice(name, &whole, range)
+    }
+
+    fn wanted(&self, name: &ObjectName, limit_bytes: u64) -> Wanted {
+        let (real, path) = (Arc::clone(&self.real), self.path(name));
+        Wanted { real, name: *name, path, limit_bytes }
     }
 
     /// A copy that cannot be written is no reason to fail: the object was read.
     fn keep(&self, name: &ObjectName, bytes: &[u8]) {
+        if bytes.len() as u64 > COPIED_BYTES {
+            return;
+        }
         if let Err(error) = record::store_bytes(&self.path(name), bytes) {
             tracing::warn!("cannot keep a copy of {name}: {}", error.chain());
         }
@@ -101,14 +151,9 @@ impl Backend for Replica {
         if !Self::copied(name) {
             return self.real.read(name, range).await;
         }
-        let whole = match self.copy(name) {
-            Some(bytes) => Some(bytes),
-            None => self.fetch_copy(name).await?,
-        };
-        match (whole, range) {
-            (Some(bytes), None) => Ok(bytes),
-            (Some(bytes), Some(range)) => slice(name, &bytes, range),
-            (None, range) => self.real.read(name, range).await,
+        match self.copy(name, range.as_ref()) {
+            Some(read) => read,
+            None => self.fetch(name, range).await,
         }
     }
 
@@ -130,7 +175,7 @@ impl Backend for Replica {
 
     async fn write(&self, name: &ObjectName, bytes: Bytes) -> Result<()> {
         self.real.write(name, bytes.clone()).await?;
-        if Self::copied(name) && bytes.len() as u64 <= COPIED_BYTES {
+        if Self::copied(name) {
             self.keep(name, &bytes);
         }
         Ok(())
@@ -142,7 +187,9 @@ impl Backend for Replica {
 
     async fn delete(&self, name: &ObjectName) -> Result<()> {
         self.real.delete(name).await?;
-        record::remove(&self.path(name))
+        let path = self.path(name);
+        record::remove(&part_of(&path))?;
+        record::remove(&path)
     }
 
     async fn head(&self) -> Result<Option<Version>> {
@@ -170,7 +217,10 @@ impl Backend for Replica {
     }
 
     async fn distrust(&self, name: &ObjectName) -> bool {
-        std::fs::remove_file(self.path(name)).is_ok()
+        let path = self.path(name);
+        // What comes of a damaged beginning is no better.
+        let _ = std::fs::remove_file(part_of(&path));
+        std::fs::remove_file(path).is_ok()
     }
 
     async fn exclusive(&self) -> Result<Exclusive> {
@@ -189,80 +239,4 @@ fn slice(name: &ObjectName, bytes: &Bytes, range: Range<u64>) -> Result<Bytes> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-    use std::sync::Arc;
-
-    use bytes::Bytes;
-    use collective_model::{BlockRange, DiskRole, Version};
-    use collective_repository::backend::{Backend, Directory, Memory, ObjectName};
-    use collective_repository::{Descriptor, Repository, Trust};
-
-    use super::Replica;
-
-    #[tokio::test]
-    async fn what_was_read_once_is_there_without_the_server() {
-        let directory = tempfile::tempdir().unwrap();
-        let real = Arc::new(Memory::default());
-        real.write(&ObjectName::Descriptor, Bytes::from_static(b"repository")).await.unwrap();
-        let near = Replica::new(real, directory.path()).unwrap();
-        near.read(&ObjectName::Descriptor, None).await.unwrap();
-        assert_eq!(near.head().await.unwrap(), None);
-
-        let away = Replica::new(Arc::new(Memory::default()), directory.path()).unwrap();
-        let bytes = away.read(&ObjectName::Descriptor, Some(2..4)).await.unwrap();
-        assert_eq!(&bytes[..], b"po");
-        assert!(away.read(&ObjectName::Descriptor, Some(2..40)).await.is_err());
-        assert!(away.distrust(&ObjectName::Descriptor).await);
-        assert!(!away.distrust(&ObjectName::Descriptor).await);
-        assert!(away.read(&ObjectName::Descriptor, None).await.is_err());
-    }
-
-    #[tokio::test]
-    async fn a_damaged_copy_is_read_again_and_no_damage_is_kept() {
-        let directory = tempfile::tempdir().unwrap();
-        let (real, trust) = one_version().await;
-        let near = || Arc::new(Replica::new(Arc::clone(&real) as _, directory.path()).unwrap());
-        let read = async || {
-            let repository = Repository::open(near(), trust.clone()).await?;
-            let version = repository.version(Version::FIRST).await?;
-            version.trace(DiskRole::System).await?;
-            version.disk(DiskRole::System).await?.map(BlockRange::new(0, 1)).await
-        };
-        read().await.unwrap();
-        let copies: Vec<_> = std::fs::read_dir(directory.path()).unwrap().flatten().collect();
-        let copies = copies.iter().filter(|copy| copy.file_name() != "head.json");
-        let copies: Vec<_> = copies.map(std::fs::DirEntry::path).collect();
-        assert_eq!(copies.len(), 4, "{copies:?}");
-        for copy in copies {
-            let whole = std::fs::read(&copy).unwrap();
-            std::fs::write(&copy, &whole[..whole.len() / 2]).unwrap();
-            read().await.unwrap();
-            assert_eq!(std::fs::read(&copy).unwrap(), whole);
-        }
-    }
-
-    #[tokio::test]
-    async fn copies_of_old_versions_go() {
-        let directory = tempfile::tempdir().unwrap();
-        let near = Replica::new(Arc::new(Memory::default()), directory.path()).unwrap();
-        let version = |number| Version::new(number).unwrap();
-        for number in [1, 99, 100, 101, 300] {
-            near.keep(&ObjectName::Manifest(version(number)), b"manifest");
-        }
-        near.drop_older(version(300));
-        let left = [1, 99, 100, 101, 300]
-            .map(|number| near.copy(&ObjectName::Manifest(version(number))).is_some());
-        assert_eq!(left, [false, false, true, true, true]);
-    }
-
-    /// A repository whose first version has an index and a trace.
-    async fn one_version() -> (Arc<Directory>, Trust) {
-        let sample = "../../testdata/repository-v1/public";
-        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join(sample);
-        let real = Directory::open(sample).unwrap();
-        let descriptor = real.read(&ObjectName::Descriptor, None).await.unwrap();
-        let Descriptor { id, publisher, .. } = Descriptor::decode(&descriptor).unwrap();
-        (Arc::new(real), Trust { id, publisher, secret: None })
-    }
-}
+mod tests;

@@ -9,6 +9,7 @@ mod faulty;
 mod head;
 mod http;
 mod incoming;
+mod line;
 mod memory;
 mod name;
 mod oci;
@@ -33,6 +34,7 @@ pub use http::Http;
 #[cfg(feature = "fuzzing")]
 pub(crate) use http::fuzzing;
 pub use incoming::{Incoming, Receive};
+pub use line::Line;
 pub use memory::Memory;
 pub use name::{ObjectName, PartKind};
 pub use oci::{Credentials, Oci, RegistryReference};

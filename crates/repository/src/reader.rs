@@ -62,7 +62,10 @@ impl VersionReader {
     }
 
     /// Checks the stored bytes of a disk's index, which needs no secret.
-    pub(crate) async fn check_stored_index(&self, role: DiskRole) -> Result<()> {
+    ///
+    /// # Errors
+    /// As [`disk`](Self::disk); `Corrupt` for the first page that is damaged, with no second read where a copy is at fault.
+    pub async fn check_stored_index(&self, role: DiskRole) -> Result<()> {
         self.index(role).await?.check_stored().await
     }
 

@@ -12,7 +12,9 @@
 //! the same with QEMU and with `qemu-storage-daemon`, and with any number of frozen layers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use collective_model::{DiskRole, Error, ErrorKind, Result};
 use serde::Deserialize;
@@ -24,6 +26,11 @@ use crate::spec::NbdExport;
 
 /// Nodes of one chain, at most: a chain that is longer is a loop, or not ours.
 const CHAIN_NODES: usize = 1024;
+
+/// A layer is synced again before a step until that takes less than this, a moment that no guest notices…
+const SETTLED: Duration = Duration::from_millis(20);
+/// …but not more often: a guest that writes as fast as the disk beneath it never lets a sync be short.
+const SETTLING_SYNCS: usize = 8;
 
 /// The chain of one disk, as QEMU has it open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +93,7 @@ pub async fn freeze(qmp: &Qmp, role: DiskRole, new_file: &Path) -> Result<Chain>
     let step = format!("cannot freeze the {role} disk onto {}", new_file.display());
     run(qmp, "blockdev-add", blockdev::file(&file, new_file, false), &step).await?;
     run(qmp, "blockdev-add", blockdev::layer(&layer, &file, None, false), &step).await?;
+    settle(&before.top().file).await;
     let arguments = json!({ "node": before.top().node, "overlay": layer });
     run(qmp, "blockdev-snapshot", arguments, &step).await?;
     nodes(qmp, role).await
@@ -118,6 +126,7 @@ pub async fn rebase(
     let bottom = &before.layers[at];
     let read_only = at + 1 < before.layers.len();
     let options = blockdev::layer(&bottom.node, &bottom.file_node, Some(&node), read_only);
+    settle(&bottom.file).await;
     run(qmp, "blockdev-reopen", json!({ "options": [options] }), &step).await?;
     // What was below is left over now.
     let after = nodes(qmp, role).await?;
@@ -135,6 +144,26 @@ pub async fn sweep(qmp: &Qmp, chain: &Chain) -> Result<()> {
         run(qmp, "blockdev-del", json!({ "node-name": node }), &step).await?;
     }
     Ok(())
+}
+
+/// Syncs a layer's file until little of it is left to sync: QEMU syncs what it freezes and what it reopens, and the whole
+/// guest stands still for that. What cannot be synced here, QEMU will find so itself.
+async fn settle(path: &Path) {
+    let path = path.to_owned();
+    let synced = tokio::task::spawn_blocking(move || {
+        let file = File::open(&path)?;
+        for _ in 0..SETTLING_SYNCS {
+            let begun = Instant::now();
+            file.sync_data()?;
+            if begun.elapsed() < SETTLED {
+                break;
+            }
+        }
+        std::io::Result::Ok(())
+    });
+    if let Ok(Err(error)) = synced.await {
+        tracing::warn!("cannot sync a layer ahead of QEMU: {error}");
+    }
 }
 
 async fn run(qmp: &Qmp, command: &str, arguments: Value, step: &str) -> Result<()> {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use collective_model::Digest;
 use collective_repository::FrameRef;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::late::{ReadWait, Reason};
 
@@ -32,6 +32,8 @@ type Table = HashMap<Digest, watch::Receiver<Flight>>;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Flights {
     table: Arc<Mutex<Table>>,
+    /// Some flight is over.
+    over: Arc<Notify>,
 }
 
 impl Flights {
@@ -60,8 +62,22 @@ impl Flights {
             for aloft in batch {
                 table.remove(&aloft.frame.hash);
             }
+            self.over.notify_waiters();
         }
         needless
+    }
+
+    /// Waits until a frame has no flight, without joining the one it has: that may still be given up.
+    pub async fn over(&self, frame: &Digest) {
+        loop {
+            let over = self.over.notified();
+            tokio::pin!(over);
+            over.as_mut().enable();
+            if !self.lock().contains_key(frame) {
+                return;
+            }
+            over.await;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -95,6 +111,7 @@ impl Drop for Aloft {
         let own = |flight: &watch::Receiver<Flight>| flight.same_channel(&self.sender.subscribe());
         if table.get(&self.frame.hash).is_some_and(own) {
             table.remove(&self.frame.hash);
+            self.flights.over.notify_waiters();
         }
     }
 }

@@ -1,12 +1,17 @@
 //! Clients of the export that break the protocol: they are left, and nobody else notices.
 
-use std::time::Duration;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use collective_disk::{Export, Fetcher, VersionDisk};
+use collective_repository::backend::Fault;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::support::{Random, Served, run};
+use crate::support::{IMAGE_BYTES, Random, Served, World, quick, run};
 
 /// Far longer than anything here takes.
 const SOON: Duration = Duration::from_secs(20);
@@ -14,7 +19,11 @@ const OPTION: &[u8] = b"IHAVEOPT";
 const GO_SYSTEM: &[u8] = b"\0\0\0\x07\0\0\0\x0c\0\0\0\x06system\0\0";
 
 async fn connect(served: &Served) -> UnixStream {
-    let mut stream = UnixStream::connect(served.export.path()).await.unwrap();
+    connect_to(served.export.path()).await
+}
+
+async fn connect_to(socket: &Path) -> UnixStream {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
     let mut greeting = [0; 18];
     stream.read_exact(&mut greeting).await.unwrap();
     assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
@@ -23,7 +32,11 @@ async fn connect(served: &Served) -> UnixStream {
 
 /// Connects and negotiates simple replies for the export.
 async fn transmission(served: &Served) -> UnixStream {
-    let mut stream = connect(served).await;
+    transmission_at(served.export.path()).await
+}
+
+async fn transmission_at(socket: &Path) -> UnixStream {
+    let mut stream = connect_to(socket).await;
     stream.write_all(&[0, 0, 0, 3]).await.unwrap();
     stream.write_all(OPTION).await.unwrap();
     stream.write_all(GO_SYSTEM).await.unwrap();
@@ -183,4 +196,120 @@ async fn a_client_that_does_not_read_its_replies_is_not_read_either() {
         assert!(sent < 1000, "requests are taken without end");
     }
     run("nbdinfo", &["--size", &served.uri()]);
+}
+
+/// Guests whose disks one process serves, each at a socket of its own, as the host does it.
+const GUESTS: usize = 24;
+/// Reads of each, with and without the others.
+const READS: usize = 300;
+/// Connections that one client opens at once.
+const FLOOD: usize = 1000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whatever_hostile_clients_do_readers_of_24_guests_are_served_as_before() {
+    let files = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).unwrap();
+    let world = Arc::new(World::create().await);
+    let reader = world.reader(|_| Fault::Pass).await;
+    let disk = VersionDisk::new(reader, Fetcher::new(world.cache().await, quick()));
+    world.check_all(&disk).await;
+    let serve = |guest: usize| {
+        let export = Export::bind(world.directory.path().join(format!("s{guest}"))).unwrap();
+        export.add("system", Arc::new(disk.clone())).unwrap();
+        export
+    };
+    let exports: Vec<_> = (0..GUESTS).map(serve).collect();
+    let mut streams = Vec::new();
+    for export in &exports {
+        streams.push(transmission_at(export.path()).await);
+    }
+    let (alone, streams) = read_all(&world, streams).await;
+    let hostile = Hostile::attack(&exports).await;
+    let (beside, _) = read_all(&world, streams).await;
+    // Somebody new is served at any other socket at once, and at the flooded one when the flood is over.
+    let (new, _) = read_all(&world, vec![transmission_at(exports[1].path()).await]).await;
+    let flooded = hostile.end().await;
+    assert!(flooded > FLOOD, "{flooded} connections");
+    transmission_at(exports[0].path()).await;
+    println!("p99 alone {alone:?}, beside hostile clients {beside:?}, of a new client {new:?}");
+    let bound = 10 * alone + Duration::from_millis(30);
+    assert!(beside <= bound && new <= bound, "{alone:?} alone, {beside:?} and {new:?} beside them");
+}
+
+/// Reads at random at all streams at once, each read checked; returns the 99th percentile of how long one took.
+async fn read_all(world: &Arc<World>, streams: Vec<UnixStream>) -> (Duration, Vec<UnixStream>) {
+    let readers = streams.into_iter().zip(1..).map(|(mut stream, seed)| {
+        let (world, mut random) = (Arc::clone(world), Random(seed));
+        tokio::spawn(async move {
+            let (mut took, mut data) = (Vec::new(), [0; 4096]);
+            for cookie in 0..READS as u64 {
+                let offset = random.below(IMAGE_BYTES / 4096) * 4096;
+                let begun = Instant::now();
+                stream.write_all(&request(0, cookie, offset, 4096)).await.unwrap();
+                assert_eq!(reply(&mut stream).await, (0, cookie));
+                stream.read_exact(&mut data).await.unwrap();
+                took.push(begun.elapsed());
+                world.check(offset, &data);
+            }
+            (took, stream)
+        })
+    });
+    let (mut took, mut streams) = (Vec::new(), Vec::new());
+    for reader in futures::future::join_all(readers).await {
+        let (times, stream) = reader.unwrap();
+        took.extend(times);
+        streams.push(stream);
+    }
+    took.sort_unstable();
+    (took[took.len() * 99 / 100], streams)
+}
+
+/// Clients that do their worst until they are told to end.
+struct Hostile {
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    held: Vec<UnixStream>,
+}
+
+impl Hostile {
+    async fn attack(exports: &[Export]) -> Self {
+        let mut held = Vec::new();
+        // As many as an export takes stop in the middle of a request, beside each reader.
+        for export in exports {
+            for length in 1..=8 {
+                let mut stream = transmission_at(export.path()).await;
+                stream.write_all(&request(0, 1, 0, 4096)[..3 * length]).await.unwrap();
+                held.push(stream);
+            }
+        }
+        // A thousand say nothing at all.
+        for _ in 0..FLOOD {
+            held.push(UnixStream::connect(exports[0].path()).await.unwrap());
+        }
+        let garbage = |(export, seed): (&Export, u64)| {
+            let (socket, mut random) = (export.path().to_owned(), Random(seed));
+            tokio::spawn(async move {
+                loop {
+                    let mut stream = match seed % 2 {
+                        0 => connect_to(&socket).await,
+                        _ => transmission_at(&socket).await,
+                    };
+                    let garbage: Vec<u8> = (0..64).map(|_| random.below(256) as u8).collect();
+                    stream.write_all(&garbage).await.unwrap();
+                    stream.shutdown().await.unwrap();
+                    hung_up(stream).await;
+                }
+            })
+        };
+        let tasks = exports[1..4].iter().zip(1..).map(garbage).collect();
+        Self { tasks, held }
+    }
+
+    /// Ends them; returns how many connections were held.
+    async fn end(self) -> usize {
+        for task in self.tasks {
+            task.abort();
+            assert!(task.await.is_err_and(|end| end.is_cancelled()), "garbage is not hung up on");
+        }
+        self.held.len()
+    }
 }

@@ -12,7 +12,7 @@ use collective_disk::{Cache, CacheOptions, Export, FetchSettings, RawFile, Sourc
 use collective_model::{
     BlockRange, DiskRole, Epoch, ErrorKind, RepositoryId, Silent, Timestamp, Version,
 };
-use collective_repository::backend::{Call, Fault, Faulty, Memory, ObjectName};
+use collective_repository::backend::{Backend, Call, Fault, Faulty, Line, Memory, ObjectName};
 use collective_repository::{
     Descriptor, DiskReader, DiskSource, Kind, Piece, PieceData, Publication, Repository,
     SigningKey, Trace, Trust,
@@ -108,6 +108,10 @@ pub fn boot_trace() -> Trace {
 
 impl World {
     pub async fn create() -> Self {
+        Self::with_frames(256 << 10).await
+    }
+
+    pub async fn with_frames(frame_bytes: u32) -> Self {
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("image");
         write_image(&path, IMAGE_BYTES);
@@ -115,6 +119,7 @@ impl World {
         let key = SigningKey::from_seed([3; 32]);
         let id = RepositoryId([5; 16]);
         let descriptor = Descriptor::public(id, Kind::Appliance, key.publisher());
+        let descriptor = Descriptor { frame_bytes, ..descriptor };
         let repository =
             Repository::create(Arc::clone(&backend) as _, descriptor, None).await.unwrap();
         let pieces = vec![Piece {
@@ -150,11 +155,25 @@ impl World {
         &self,
         script: impl Fn(Call) -> Fault + Send + Sync + 'static,
     ) -> DiskReader {
+        self.reader_of(Arc::clone(&self.backend) as _, script).await
+    }
+
+    /// Lays a line to the objects.
+    pub fn line(&self, bytes_per_second: u64, round_trip: Duration) -> Arc<Line> {
+        Arc::new(Line::new(Arc::clone(&self.backend) as _, bytes_per_second, round_trip))
+    }
+
+    /// As [`reader`](Self::reader), at the far end of something.
+    pub async fn reader_of(
+        &self,
+        backend: Arc<dyn Backend>,
+        script: impl Fn(Call) -> Fault + Send + Sync + 'static,
+    ) -> DiskReader {
         let packs_only = move |call: Call| match call.name {
             Some(ObjectName::Pack(_)) => script(call),
             _ => Fault::Pass,
         };
-        let backend = Faulty::new(Arc::clone(&self.backend) as _, packs_only);
+        let backend = Faulty::new(backend, packs_only);
         let repository = Repository::open(Arc::new(backend), self.trust.clone()).await.unwrap();
         let version = repository.version(Version::FIRST).await.unwrap();
         version.disk(DiskRole::System).await.unwrap()

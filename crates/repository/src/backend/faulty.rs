@@ -7,6 +7,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -57,6 +58,8 @@ pub enum Fault {
     Flip(usize),
     /// What was read loses its last bytes, silently.
     Shorten(usize),
+    /// A read goes through after such a time.
+    Stall(Duration),
 }
 
 type Script = Box<dyn Fn(Call) -> Fault + Send + Sync>;
@@ -130,6 +133,10 @@ impl Backend for Faulty {
     async fn read(&self, name: &ObjectName, range: Option<Range<u64>>) -> Result<Bytes> {
         match self.next(CallKind::Read, Some(name)) {
             Fault::Refuse | Fault::LoseAnswer => Err(refused()),
+            Fault::Stall(time) => {
+                tokio::time::sleep(time).await;
+                self.inner.read(name, range).await
+            }
             fault => Ok(distort(self.inner.read(name, range).await?, fault)),
         }
     }

@@ -250,12 +250,12 @@ impl IndexReader {
 
     /// Reads the plain bytes of a page.
     async fn page_bytes(&self, entry: &PageEntry) -> Result<Vec<u8>> {
-        let opened = match self.stored(entry.range()).await {
-            Ok(stored) => check_hash(&stored, &entry.hash)
-                .and_then(|()| self.sealer.open_small(Purpose::IndexPage, &stored, MAX_PAGE_BYTES)),
-            Err(error) => Err(error),
-        };
-        opened.map_err(|error| error.context(self.place(entry)))
+        let opened = read_checked(&*self.backend, &self.name, || async {
+            let stored = self.stored(entry.range()).await?;
+            check_hash(&stored, &entry.hash)?;
+            self.sealer.open_small(Purpose::IndexPage, &stored, MAX_PAGE_BYTES)
+        });
+        opened.await.map_err(|error| error.context(self.place(entry)))
     }
 
     async fn stored(&self, range: Range<u64>) -> Result<Bytes> {

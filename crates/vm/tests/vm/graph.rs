@@ -71,16 +71,24 @@ impl Disk {
 
     /// Connects a client that is killed when its first `commands` commands have been carried out, before it hears of the last.
     async fn killed_after(&self, commands: usize) -> (Result<Qmp>, JoinHandle<Cut>) {
-        let socket = self.path("killed");
+        self.through(move |client, monitor| pass_on(&client, &monitor, commands)).await
+    }
+
+    /// Connects a client through somebody who stands between it and a monitor.
+    async fn through<T: Send + 'static>(
+        &self,
+        between: impl FnOnce(UnixStream, UnixStream) -> T + Send + 'static,
+    ) -> (Result<Qmp>, JoinHandle<T>) {
+        let socket = self.path("between");
         let listener = UnixListener::bind(&socket).unwrap();
         let monitor = self.path("qmp-cut");
-        let cut = std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             let client = listener.accept().unwrap().0;
-            pass_on(&client, &UnixStream::connect(monitor).unwrap(), commands)
+            between(client, UnixStream::connect(monitor).unwrap())
         });
         let qmp = Qmp::connect(&socket).await;
         fs::remove_file(socket).unwrap();
-        (qmp, cut)
+        (qmp, thread)
     }
 
     /// Lists the nodes of the disk that the daemon has open.
@@ -115,6 +123,16 @@ enum Cut {
 
 /// Stands between a client and a monitor for so many commands, and keeps the last answer.
 fn pass_on(client: &UnixStream, monitor: &UnixStream, commands: usize) -> Cut {
+    watch(client, monitor, commands, |_| {})
+}
+
+/// As [`pass_on`], and shows each command before the monitor has it.
+fn watch(
+    client: &UnixStream,
+    monitor: &UnixStream,
+    commands: usize,
+    mut seen: impl FnMut(&str),
+) -> Cut {
     let mut questions = BufReader::new(client).lines();
     let mut answers = BufReader::new(monitor).lines();
     let (mut to_client, mut to_monitor) = (client, monitor);
@@ -123,6 +141,7 @@ fn pass_on(client: &UnixStream, monitor: &UnixStream, commands: usize) -> Cut {
         let Some(Ok(question)) = questions.next() else {
             return Cut::Finished;
         };
+        seen(&question);
         writeln!(to_monitor, "{question}").unwrap();
         let answer = answers.by_ref().map(|line| line.unwrap());
         let answer = answer.into_iter().find(|line| line.contains("\"id\"")).unwrap();
@@ -291,6 +310,64 @@ async fn a_step_cut_short_is_seen_and_finished_by_repeating_it() {
     let nobody = NbdExport { socket: disk.path("nbd-9"), export: "v9".to_owned() };
     graph::rebase(&disk.qmp, ROLE, &top, &nobody).await.unwrap_err();
     assert_eq!(graph::nodes(&disk.qmp, ROLE).await.unwrap().layers.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_is_synced_before_the_guest_waits_for_it() {
+    let mut disk = Disk::new().await;
+    // Not in a directory that is only in memory, where nothing is ever synced.
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let files = [0, 1].map(|number| directory.path().join(format!("layer-{number}")));
+    for file in &files {
+        layer::create(file, DISK_BYTES).await.unwrap();
+    }
+    let base = disk.publish(1, &pattern(1, DISK_BYTES));
+    graph::freeze(&disk.qmp, ROLE, &files[0]).await.unwrap();
+    // It stays, because it flushes when it goes.
+    let mut client = Command::new("qemu-io");
+    client
+        .args(["-f", "raw", "-t", "writeback", &disk.guest()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut client = Daemon(client.spawn().unwrap());
+    let mut client_in = client.0.stdin.take().unwrap();
+    let mut client_out = BufReader::new(client.0.stdout.take().unwrap()).lines();
+    for (layer, command) in files.iter().zip(["blockdev-snapshot", "blockdev-reopen"]) {
+        let (watched, shown) = (layer.clone(), format!("\"{command}\""));
+        let (qmp, left) = disk
+            .through(move |client, monitor| {
+                let mut left = Vec::new();
+                watch(&client, &monitor, usize::MAX, |question| {
+                    if question.contains(&shown) {
+                        left.push(unsynced(&watched));
+                    }
+                });
+                left
+            })
+            .await;
+        let qmp = qmp.unwrap();
+        // What the kernel writes by itself right after the write is written again.
+        let mut writes = 0..10;
+        while !unsynced(layer) {
+            let seed = writes.next().expect("the kernel syncs at once here");
+            writeln!(client_in, "write -P {} {} 1M", seed + 1, (seed % 8) << 20).unwrap();
+            while !client_out.next().unwrap().unwrap().contains("wrote") {}
+        }
+        if command == "blockdev-snapshot" {
+            graph::freeze(&qmp, ROLE, &files[1]).await.unwrap();
+        } else {
+            graph::rebase(&qmp, ROLE, layer, &base).await.unwrap();
+        }
+        drop(qmp);
+        assert_eq!(left.join().unwrap(), [false], "unsynced at `{command}`");
+    }
+}
+
+/// Tells whether a file has bytes that the file system has not even given a place on the disk.
+fn unsynced(file: &Path) -> bool {
+    let output = Command::new("filefrag").arg("-v").arg(file).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).contains("delalloc")
 }
 
 #[tokio::test(flavor = "multi_thread")]

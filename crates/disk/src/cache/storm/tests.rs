@@ -4,14 +4,15 @@
 //! Beside it stands a model: the frames as they were inserted. A read gives their bytes or is a miss; files never pass
 //! the capacity; and what nobody pins can always leave.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use collective_model::Digest;
 use tempfile::TempDir;
 
 use super::{BLOCK, Cache, CacheOptions};
+use crate::storm::{self, Files, Random, each_seed, read_files, write_files};
 
 const RUNS: u64 = 5400;
 const SECTOR: usize = 512;
@@ -21,27 +22,15 @@ const FRAMES: usize = 32;
 /// Who pins.
 const HOLDERS: [&str; 2] = ["a start", "a version that is held"];
 
-/// The files of a cache, as they were at some time.
-type Files = BTreeMap<PathBuf, Vec<u8>>;
-
 #[test]
 fn whatever_happens_to_its_files_a_read_is_right_or_a_miss() {
     let frames: Vec<_> = (0..FRAMES as u64).map(frame).collect();
-    let place =
-        if Path::new("/dev/shm").is_dir() { "/dev/shm".into() } else { std::env::temp_dir() };
-    let text = std::env::var("COLLECTIVE_SEED").unwrap_or(format!("1..{}", RUNS + 1));
-    let number = |text: &str| text.parse().expect("COLLECTIVE_SEED is a number, or two as in 1..9");
-    let seeds: std::ops::Range<u64> = match text.split_once("..") {
-        Some((first, end)) => number(first)..number(end),
-        None => number(&text)..number(&text) + 1,
-    };
-    let (mut hits, many) = (0, seeds.end - seeds.start >= 100);
-    for seed in seeds {
-        let _failure = SayOnFailure(seed);
-        let directory = TempDir::new_in(&place).unwrap();
-        hits += Run { directory, frames: &frames, random: Random::new(seed), hits: 0 }.play();
-    }
-    assert!(!many || hits > 0);
+    let hits = AtomicUsize::new(0);
+    let many = each_seed(RUNS, 2, |random| {
+        let run = Run { directory: storm::directory(), frames: &frames, random, hits: 0 };
+        hits.fetch_add(run.play(), Ordering::Relaxed);
+    });
+    assert!(!many || hits.into_inner() > 0);
 }
 
 /// One cache through several lives.
@@ -137,78 +126,18 @@ impl Run<'_> {
     }
 
     fn files(&self) -> Files {
-        let mut files = Files::new();
-        for below in ["segments", "pins"] {
-            for item in std::fs::read_dir(self.directory.path().join(below)).unwrap() {
-                let path = item.unwrap().path();
-                let bytes = std::fs::read(&path).unwrap();
-                files.insert(path, bytes);
-            }
-        }
-        files
+        read_files(&["segments", "pins"].map(|below| self.directory.path().join(below)))
     }
 
-    /// Does one kind of damage to one file, or two.
+    /// Damages files.
     fn damage(&mut self, history: &[Files]) {
-        let files = self.files();
-        let random = &mut self.random;
-        let Some(path) =
-            random.of(&files.keys().collect::<Vec<_>>()).map(|path| path.to_path_buf())
-        else {
-            return;
-        };
-        let mut bytes = files[&path].clone();
-        match random.below(8) {
-            0 if !bytes.is_empty() => {
-                let at = random.below(bytes.len());
-                bytes[at] ^= 1 << random.below(8);
-            }
-            1 => bytes.truncate(random.below(bytes.len() + 1)),
-            2 => {
-                let start = random.below(bytes.len() + 1);
-                let length = random.below(bytes.len() - start + 1);
-                bytes[start..start + length].fill(0);
-            }
-            // Two blocks of one file change places, or two files do.
-            3 if bytes.len() > 4 * BLOCK => {
-                let middle = bytes.len() / 2;
-                let (left, right) = bytes.split_at_mut(middle);
-                left[64..64 + BLOCK].swap_with_slice(&mut right[..BLOCK]);
-            }
-            3 | 4 => {
-                let other = random.of(&files.keys().collect::<Vec<_>>()).map(|it| it.to_path_buf());
-                let other = other.expect("there is one file at least");
-                std::fs::write(&other, &bytes).unwrap();
-                bytes = files[&other].clone();
-            }
-            5 => return self.put_back(history),
-            6 => return self.double(&path, &bytes),
-            _ => return self.cut_power(&files),
+        let before = self.files();
+        if self.random.once_in(8) {
+            return self.cut_power(&before);
         }
-        std::fs::write(path, bytes).unwrap();
-    }
-
-    /// A file is again as it was, which may be gone, or there again.
-    fn put_back(&mut self, history: &[Files]) {
-        let Some(files) = self.random.of(history) else { return };
-        let now = self.files();
-        let all: Vec<_> = files.keys().chain(now.keys()).cloned().collect();
-        let Some(path) = self.random.of(&all) else { return };
-        match files.get(path) {
-            Some(bytes) => std::fs::write(path, bytes).unwrap(),
-            None => std::fs::remove_file(path).unwrap(),
-        }
-    }
-
-    /// A file is there twice, under a name such as the cache gives.
-    fn double(&mut self, path: &Path, bytes: &[u8]) {
-        let number = self.random.below(64);
-        let name = match path.extension().and_then(|extension| extension.to_str()) {
-            Some("pins") => format!("{number:032x}.pins"),
-            Some(extension) => format!("{number:016x}.{extension}"),
-            None => ".tmpfile".to_owned(),
-        };
-        std::fs::write(path.with_file_name(name), bytes).unwrap();
+        let mut files = before.clone();
+        storm::damage(&mut files, history, &mut self.random, |path, random| double(path, random));
+        write_files(&before, &files);
     }
 
     /// Nothing was synced: of every file any sectors are there, up to any end, or it is not there.
@@ -232,6 +161,16 @@ impl Run<'_> {
     }
 }
 
+/// A name such as the cache gives.
+fn double(path: &Path, random: &mut Random) -> PathBuf {
+    let number = random.below(64);
+    path.with_file_name(match path.extension().and_then(|extension| extension.to_str()) {
+        Some("pins") => format!("{number:032x}.pins"),
+        Some(extension) => format!("{number:016x}.{extension}"),
+        None => ".tmpfile".to_owned(),
+    })
+}
+
 /// A frame of 1 to 3 blocks that looks like no other.
 fn frame(seed: u64) -> (Digest, Bytes) {
     let mut random = Random::new(seed + 1000);
@@ -240,39 +179,4 @@ fn frame(seed: u64) -> (Digest, Bytes) {
         .chunks_exact_mut(2)
         .for_each(|two| two.copy_from_slice(&(random.below(1 << 16) as u16).to_le_bytes()));
     (Digest(*blake3::hash(&bytes).as_bytes()), bytes.into())
-}
-
-struct SayOnFailure(u64);
-
-impl Drop for SayOnFailure {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            println!("COLLECTIVE_SEED={}", self.0);
-        }
-    }
-}
-
-/// Numbers that are the same in every run (xorshift64*).
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        // Neighbouring seeds must not begin alike, and none may be 0.
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16) as usize % limit
-    }
-
-    fn once_in(&mut self, times: usize) -> bool {
-        self.below(times) == 0
-    }
-
-    fn of<'a, T>(&mut self, all: &'a [T]) -> Option<&'a T> {
-        if all.is_empty() { None } else { Some(&all[self.below(all.len())]) }
-    }
 }
