@@ -108,6 +108,7 @@ impl Upload {
             base: None,
             pieces: ranges.into_iter().map(piece).collect(),
             trace: None,
+            popular: Vec::new(),
         })
     }
 }
@@ -122,6 +123,7 @@ async fn old(repository: &Repository, version: Version) -> Result<DiskSource> {
         base: Some(version),
         pieces: Vec::new(),
         trace: None,
+        popular: Vec::new(),
     })
 }
 
