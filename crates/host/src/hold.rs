@@ -10,17 +10,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use collective_api::host::{Held, HoldRequest};
+use collective_api::server::Popularity;
 use collective_disk::VersionDisk;
 use collective_model::{
-    ApplianceName, ByteCount, DiskRole, Epoch, Error, ErrorKind, Monitor, Progress, Result,
-    UserName, Version,
+    ApplianceName, BlockRange, ByteCount, DiskRole, Epoch, Error, ErrorKind, Monitor, Progress,
+    Result, UserName, Version,
 };
-use collective_repository::VersionReader;
+use collective_repository::{Trace, VersionReader};
 use serde::{Deserialize, Serialize};
 
 use crate::core::Core;
 use crate::operation::{self, Handle};
 use crate::paths::InstancePaths;
+use crate::popularity;
 use crate::record;
 use crate::remote::Profile;
 use crate::session::Session;
@@ -73,7 +75,9 @@ pub(crate) async fn hold(
         let user = user_disk(core, session, name, &profile).await?;
         let mut disks = vec![(DiskRole::System, version.clone())];
         disks.extend(user.clone().map(|user| (DiskRole::User, user)));
-        let frames = complete(core, &disks, handle).await?;
+        let counts = popular(core, session, name, &profile, &version).await;
+        let popular = counts.as_ref().map(popularity::ranked).unwrap_or_default();
+        let frames = complete(core, &disks, popular, handle).await?;
         core.cache.pin(&pin_name(&paths), frames);
         hold.complete = Some(version.manifest().version);
         hold.user_disk = user.map(|user| user.manifest().version);
@@ -120,6 +124,18 @@ async fn open(
     repository.version(version).await
 }
 
+/// What is read most of a version.
+async fn popular(
+    core: &Core,
+    session: &Session,
+    name: &ApplianceName,
+    profile: &Profile,
+    version: &VersionReader,
+) -> Option<Popularity> {
+    let repository = profile.appliance(name).ok()?.descriptor.id;
+    popularity::of(core, session, repository, version.manifest().version).await
+}
+
 /// The latest version of the user disk, if there is one.
 async fn user_disk(
     core: &Core,
@@ -135,10 +151,11 @@ async fn user_disk(
     }
 }
 
-/// Brings all of some disks into the cache; returns their frames.
+/// Brings all of some disks into the cache, what is popular of the system disk first; returns their frames.
 async fn complete(
     core: &Core,
     disks: &[(DiskRole, VersionReader)],
+    popular: Vec<BlockRange>,
     handle: &Handle,
 ) -> Result<Vec<collective_model::Digest>> {
     let mut total_bytes = 0;
@@ -154,14 +171,22 @@ async fn complete(
         return Err(Error::new(ErrorKind::Invalid, message)
             .with_hint("run the daemon with a larger --cache-size"));
     }
+    let popular = Trace { ranges: popular };
     let (mut frames, mut done_bytes, mut moved_bytes) = (Vec::new(), 0, 0);
     for (role, version) in disks {
-        handle.stage(&format!("fetching the {role} disk, version {}", version.manifest().version));
+        let number = version.manifest().version;
+        handle.stage(&format!("fetching the {role} disk, version {number}"));
         // Kept beside the cache by this: without the server, a start needs it.
         let trace = version.trace(*role).await?;
         let data_bytes = version.manifest().disk(*role)?.data_bytes;
         let disk = VersionDisk::new(version.disk(*role).await?, core.fetcher.clone());
         disk.prefetch(&trace).await;
+        let boot_bytes = disk.stats().fetched_bytes;
+        if *role == DiskRole::System && !popular.ranges.is_empty() {
+            disk.prefetch(&popular).await;
+            let bytes = ByteCount(disk.stats().fetched_bytes - boot_bytes);
+            tracing::info!("what is read most of version {number} is here, {bytes} came");
+        }
         let (disk_bytes, shown) = (disk.blocks().max(1), disk.clone());
         frames.extend(
             disk.complete(|blocks| {
@@ -246,7 +271,7 @@ async fn keep_hold(
     Ok(())
 }
 
-/// Fetches the boot of the latest version, once.
+/// Fetches the boot of the latest version and what most guests read besides, once.
 async fn keep_boot(
     core: &Arc<Core>,
     session: &Session,
@@ -262,6 +287,9 @@ async fn keep_boot(
     let trace = version.trace(DiskRole::System).await?;
     let disk = VersionDisk::new(version.disk(DiskRole::System).await?, core.fetcher.clone());
     disk.prefetch(&trace).await;
+    if let Some(counts) = popular(core, session, name, profile, &version).await {
+        disk.prefetch(&Trace { ranges: popularity::likely(&counts) }).await;
+    }
     let bytes = disk.stats().fetched_bytes;
     if bytes > 0 {
         let what = format!("{}/{name}", session.user);
