@@ -34,7 +34,7 @@ struct State {
     refuses: bool,
     /// Ranges of packs that were read.
     reads: Vec<Range<u64>>,
-    /// What is told of what is popular, unless the server is silent about it.
+    /// What is told of what is popular, and heard of it, unless the server is silent about it.
     popularity: Option<Popularity>,
     is_silent: bool,
     reports: Vec<ReadReport>,
@@ -61,9 +61,9 @@ impl Directories {
         self.state.lock().unwrap().popularity = Some(popularity);
     }
 
-    /// Answers no question about what is popular any more.
-    pub fn silent(&self) {
-        self.state.lock().unwrap().is_silent = true;
+    /// Answers nothing about what is popular, or does so again.
+    pub fn silent(&self, is_silent: bool) {
+        self.state.lock().unwrap().is_silent = is_silent;
     }
 
     /// The ranges of packs that were read, in order.
@@ -158,7 +158,11 @@ impl Remote for Seat {
     }
 
     async fn report(&self, _: RepositoryId, report: &ReadReport) -> Result<()> {
-        self.server.state.lock().unwrap().reports.push(report.clone());
+        let mut state = self.server.state.lock().unwrap();
+        if state.is_silent {
+            return Err(Error::new(ErrorKind::Unavailable, "no answer"));
+        }
+        state.reports.push(report.clone());
         Ok(())
     }
 

@@ -7,15 +7,19 @@ use std::sync::Arc;
 use collective_api::host::HoldRequest;
 use collective_api::keybag::UserSecret;
 use collective_api::server::{PopularRun, Popularity};
-use collective_model::{BlockRange, DiskRole, Epoch, RepositoryId, Silent, Timestamp, Version};
+use collective_host::publisher::{self, Images, PublishOptions};
+use collective_model::{
+    BlockRange, DiskRole, Epoch, Hardware, RepositoryId, Silent, Timestamp, Version,
+};
 use collective_repository::backend::Directory;
 use collective_repository::{
     Descriptor, DiskReader, DiskSource, ExtentData, Kind, Piece, PieceData, Publication,
-    Repository, SigningKey, Trace, Trust,
+    Repository, SigningKey, Trace,
 };
 
 use crate::daemon::{Computer, name};
 use crate::directories::Directories;
+use crate::qemu::Quiet;
 
 /// Regions of the disk: 16 MiB.
 const REGIONS: u64 = 64;
@@ -38,7 +42,7 @@ async fn what_is_held_is_fetched_by_popularity_behind_the_boot_and_also_without_
 
     // What was heard last counts where the server has no answer now.
     std::fs::remove_dir_all(computer.directory.path().join("d/cache")).unwrap();
-    server.silent();
+    server.silent(true);
     check(&hold(&computer, &server, &disk).await);
 
     // Where nobody ever said what is popular, it is the order of the disk.
@@ -58,6 +62,34 @@ fn check(order: &[u64]) {
     }
 }
 
+#[tokio::test]
+async fn what_is_read_most_of_the_version_before_lies_first_in_the_packs_of_the_next() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Directories::new(&directory.path().join("server"));
+    let signer = SigningKey::generate();
+    let repository = repository(&server, &signer).await;
+    let system = directory.path().join("image");
+    std::fs::write(&system, image()).unwrap();
+    let images = Images { system, user: None, hardware: Hardware::default() };
+    let options = PublishOptions {
+        rehearse: false,
+        popularity: Some(popularity()),
+        ..PublishOptions::new(directory.path().to_owned())
+    };
+    publisher::publish(&repository, &signer, &images, &options, &Quiet).await.unwrap();
+    let version = repository.version(Version::FIRST).await.unwrap();
+    let disk = version.disk(DiskRole::System).await.unwrap();
+    let mut by_place = Vec::new();
+    for region in 0..REGIONS {
+        by_place.push((offset(&disk, region).await, region));
+    }
+    by_place.sort_unstable();
+    let order: Vec<u64> = by_place.into_iter().map(|(_, region)| region).collect();
+    let (popular, rest) = order.split_at(POPULAR.len());
+    assert_eq!(popular, POPULAR);
+    assert!(rest.is_sorted(), "{rest:?}");
+}
+
 /// Holds the appliance; returns the regions of its disk in the order in which they were fetched.
 async fn hold(computer: &Computer, server: &Directories, disk: &DiskReader) -> Vec<u64> {
     let before = server.reads().len();
@@ -69,9 +101,7 @@ async fn hold(computer: &Computer, server: &Directories, disk: &DiskReader) -> V
     let mut regions = Vec::new();
     for read in &server.reads()[before..] {
         for region in 0..REGIONS {
-            let extent = disk.map(BlockRange::new(64 * region, 1)).await.unwrap()[0];
-            let ExtentData::Frame { frame, .. } = extent.what else { panic!("it has no holes") };
-            if read.contains(&frame.offset) && !regions.contains(&region) {
+            if read.contains(&offset(disk, region).await) && !regions.contains(&region) {
                 regions.push(region);
             }
         }
@@ -79,17 +109,36 @@ async fn hold(computer: &Computer, server: &Directories, disk: &DiskReader) -> V
     regions
 }
 
-/// Publishes a disk that does not compress, with a frame for each region, in one pack.
-async fn publish(server: &Directories) -> DiskReader {
-    let signer = SigningKey::generate();
+/// Where in the only pack the frame of a region is.
+async fn offset(disk: &DiskReader, region: u64) -> u64 {
+    match disk.map(BlockRange::new(64 * region, 1)).await.unwrap()[0].what {
+        ExtentData::Frame { frame, .. } => frame.offset,
+        ExtentData::Zero => panic!("it has no holes"),
+    }
+}
+
+/// Makes the repository of the appliance, to which ann is entitled.
+async fn repository(server: &Directories, signer: &SigningKey) -> Repository {
     let id = RepositoryId([7; 16]);
     let descriptor = Descriptor::public(id, Kind::Appliance, signer.publisher());
     let backend = Arc::new(Directory::create(server.repository(id)).unwrap());
-    let repository = Repository::create(backend, descriptor.clone(), None).await.unwrap();
+    server.entitle(&name("tiny"), descriptor.clone());
+    Repository::create(backend, descriptor, None).await.unwrap()
+}
+
+/// What does not compress: a frame for each region.
+fn image() -> Vec<u8> {
     let mut image = vec![0; (REGIONS * 64 * 4096) as usize];
     blake3::Hasher::new().finalize_xof().fill(&mut image);
+    image
+}
+
+/// Publishes a disk in one pack, in its own order but for its boot.
+async fn publish(server: &Directories) -> DiskReader {
+    let signer = SigningKey::generate();
+    let repository = repository(server, &signer).await;
     let mut file = tempfile::tempfile().unwrap();
-    file.write_all(&image).unwrap();
+    file.write_all(&image()).unwrap();
     let publication = Publication {
         parent: None,
         epoch: Epoch::default(),
@@ -102,10 +151,6 @@ async fn publish(server: &Directories) -> DiskReader {
         distrusted: Vec::new(),
     };
     repository.publish(publication, &signer, &Silent).await.unwrap();
-    server.entitle(&name("tiny"), descriptor);
-    let backend = Arc::new(Directory::open(server.repository(id)).unwrap());
-    let trust = Trust { id, publisher: signer.publisher(), secret: None };
-    let repository = Repository::open(backend, trust).await.unwrap();
     let version = repository.version(Version::FIRST).await.unwrap();
     version.disk(DiskRole::System).await.unwrap()
 }
