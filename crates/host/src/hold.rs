@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use collective_api::host::{Held, HoldRequest};
+use collective_api::host::{Held, HoldRequest, InstanceState};
 use collective_api::server::Popularity;
 use collective_disk::VersionDisk;
 use collective_model::{
@@ -271,6 +271,15 @@ async fn keep_hold(
     Ok(())
 }
 
+/// Tells whether a version is on its way up here, or is up: then its start brings what it needs.
+fn is_starting(core: &Core, session: &Session, name: &ApplianceName, version: Version) -> bool {
+    let status = core.instances.status(&session.user, name);
+    status.is_some_and(|status| {
+        let comes_up = matches!(status.state, InstanceState::Queued | InstanceState::Starting);
+        comes_up || status.running == Some(version)
+    })
+}
+
 /// Fetches the boot of the latest version and what most guests read besides, once.
 async fn keep_boot(
     core: &Arc<Core>,
@@ -281,7 +290,7 @@ async fn keep_boot(
 ) -> Result<()> {
     let version = open(core, session, name, profile, None).await?;
     let (key, number) = ((session.user.clone(), name.clone()), version.manifest().version);
-    if boots.get(&key) == Some(&number) {
+    if boots.get(&key) == Some(&number) || is_starting(core, session, name, number) {
         return Ok(());
     }
     let trace = version.trace(DiskRole::System).await?;
