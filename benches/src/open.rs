@@ -104,6 +104,7 @@ async fn publish(scene: &Scene, data: &Path, runs: u64, different: u64) -> Resul
         base: None,
         pieces: (0..runs).map(piece).collect(),
         trace: None,
+        popular: Vec::new(),
     };
     let publication = publication_of(None, disk);
     let published = repository.publish(publication, &signer, &Silent).await.map_err(chain)?;

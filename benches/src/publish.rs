@@ -86,6 +86,7 @@ pub fn publication(
         base: None,
         pieces: vec![Piece { range, what }],
         trace: trace.cloned(),
+        popular: Vec::new(),
     };
     Ok(publication_of(parent, disk))
 }

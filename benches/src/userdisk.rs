@@ -210,7 +210,8 @@ impl Private {
         all: BlockRange,
     ) -> Result<Version> {
         let size_bytes = all.length_bytes();
-        let disk = DiskSource { role: ROLE, size_bytes, base, pieces, trace: None };
+        let disk =
+            DiskSource { role: ROLE, size_bytes, base, pieces, trace: None, popular: Vec::new() };
         let publication = Publication {
             parent: base,
             epoch: Epoch(1),

@@ -16,6 +16,8 @@
 //! DELETE /v1/subscriptions/{id}/lock?epoch=            release
 //! GET, HEAD, PUT /v1/repositories/{id}/{object name}   objects; PUT of a manifest publishes (header Collective-Epoch)
 //! GET    /v1/repositories/{id}/?prefix=                list of objects
+//! POST   /v1/popularity/{repository}                   ReadReport                              a person's device
+//! GET    /v1/popularity/{repository}/{version}         Popularity or null                      who may read the appliance
 //!
 //! administrators:
 //! GET, POST /v1/users; DELETE /v1/users/{name}; GET /v1/users/{name}/keybag; PUT /v1/users/{name}/password
@@ -29,6 +31,7 @@
 mod account;
 mod appliance;
 mod client;
+mod popularity;
 mod subscription;
 mod upkeep;
 
@@ -39,6 +42,9 @@ pub use account::{
 };
 pub use appliance::{Appliance, CreateAppliance};
 pub use client::ServerClient;
+pub use popularity::{
+    PopularRun, Popularity, REPORT_RUNS_MAX, ReadPart, ReadReport, RegionRun, VersionReads,
+};
 pub use subscription::{
     Lock, Profile, ProfileAppliance, RenewLock, SubscribeRequest, Subscription, TakeLock,
 };

@@ -49,6 +49,14 @@ pub fn percent(share: f64) -> String {
     if value < 10.0 { format!("{value:.1}%") } else { format!("{value:.0}%") }
 }
 
+/// Writes which part of a whole something is, to the tenth of a per cent; `-` of nothing.
+pub fn part_of(part: u64, whole: u64) -> String {
+    match whole {
+        0 => "-".to_owned(),
+        _ => format!("{:.1}%", 100.0 * part as f64 / whole as f64),
+    }
+}
+
 /// Writes how many there are of a thing: `1 pack`, `2 packs`.
 pub fn count_of(count: u64, thing: &str) -> String {
     if count == 1 { format!("1 {thing}") } else { format!("{count} {thing}s") }

@@ -15,6 +15,7 @@ mod e2e {
     mod locks;
     mod memory;
     mod network;
+    mod popular;
     mod refusals;
     mod secrets;
     mod server_kills;

@@ -3,7 +3,7 @@
 //! A guest's read goes down this list until it is answered: [`Export`] speaks NBD to QEMU, [`VersionDisk`] knows where
 //! blocks lie, [`Cache`] holds frames on the local disk, [`Fetcher`] brings what is missing, for ever if need be.
 //! Everything is read-only: what a guest writes goes to layers that are QEMU's. [`Recorder`] writes down what a
-//! start touches, and [`VersionDisk::replay`] brings that before the guest asks.
+//! start touches, and [`VersionDisk::replay`] brings that before the guest asks; [`ReadMap`] knows what a guest read.
 //!
 //! This crate knows nothing of machines, users or servers.
 
@@ -16,6 +16,7 @@ mod fetcher;
 pub mod fuzzing;
 mod nowait;
 mod raw_file;
+mod read_map;
 mod recorder;
 mod source;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use cache::{
 pub use export::Export;
 pub use fetcher::{FetchSettings, FetchStats, Fetcher, Late, Reason};
 pub use raw_file::RawFile;
+pub use read_map::{BlockSet, Heard, ReadMap};
 pub use recorder::Recorder;
 pub use source::{Source, StatusExtent};
 pub use version_disk::{DiskStats, VersionDisk};

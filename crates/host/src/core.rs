@@ -136,6 +136,7 @@ impl Core {
                 why: probe.why.clone(),
             }),
             publish_minutes: self.options.publish_minutes,
+            reports: self.options.reports,
         }
     }
 
@@ -383,6 +384,7 @@ pub(crate) fn stopped(user: &UserName, name: &ApplianceName) -> ApplianceStatus 
         restart_needed: false,
         boot_seconds: None,
         fetched: None,
+        foretold: None,
         user_disk: None,
         lock: None,
         held: None,

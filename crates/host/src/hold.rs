@@ -9,19 +9,25 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use collective_api::host::{Held, HoldRequest};
+use collective_api::host::{Held, HoldRequest, InstanceState};
+use collective_api::server::Popularity;
 use collective_disk::VersionDisk;
 use collective_model::{
-    ApplianceName, ByteCount, DiskRole, Epoch, Error, ErrorKind, Monitor, Progress, Result,
-    UserName, Version,
+    ApplianceName, BlockRange, ByteCount, DiskRole, Epoch, Error, ErrorKind, Monitor, Progress,
+    Result, UserName, Version,
 };
+<<<<<<< HEAD
 use collective_repository::backend::Backend;
 use collective_repository::{Descriptor, VersionReader};
+=======
+use collective_repository::{Trace, VersionReader};
+>>>>>>> popular
 use serde::{Deserialize, Serialize};
 
 use crate::core::Core;
 use crate::operation::{self, Handle};
 use crate::paths::InstancePaths;
+use crate::popularity;
 use crate::record;
 use crate::remote::Profile;
 use crate::session::Session;
@@ -74,11 +80,17 @@ pub(crate) async fn hold(
         let user = user_disk(core, session, name, &profile).await?;
         let mut disks = vec![(DiskRole::System, version.clone())];
         disks.extend(user.clone().map(|user| (DiskRole::User, user)));
+<<<<<<< HEAD
         let frames = complete(core, &disks, handle).await?;
         keep_index(core, session, &profile.appliance(name)?.descriptor, &disks[0]).await?;
         if let (Some(subscribed), [_, user]) = (profile.subscription(name), disks.as_slice()) {
             keep_index(core, session, &subscribed.descriptor, user).await?;
         }
+=======
+        let counts = popular(core, session, name, &profile, &version).await;
+        let popular = counts.as_ref().map(popularity::ranked).unwrap_or_default();
+        let frames = complete(core, &disks, popular, handle).await?;
+>>>>>>> popular
         core.cache.pin(&pin_name(&paths), frames);
         hold.complete = Some(version.manifest().version);
         hold.user_disk = user.map(|user| user.manifest().version);
@@ -125,6 +137,18 @@ async fn open(
     repository.version(version).await
 }
 
+/// What is read most of a version.
+async fn popular(
+    core: &Core,
+    session: &Session,
+    name: &ApplianceName,
+    profile: &Profile,
+    version: &VersionReader,
+) -> Option<Popularity> {
+    let repository = profile.appliance(name).ok()?.descriptor.id;
+    popularity::of(core, session, repository, version.manifest().version).await
+}
+
 /// The latest version of the user disk, if there is one.
 async fn user_disk(
     core: &Core,
@@ -140,10 +164,11 @@ async fn user_disk(
     }
 }
 
-/// Brings all of some disks into the cache; returns their frames.
+/// Brings all of some disks into the cache, what is popular of the system disk first; returns their frames.
 async fn complete(
     core: &Core,
     disks: &[(DiskRole, VersionReader)],
+    popular: Vec<BlockRange>,
     handle: &Handle,
 ) -> Result<Vec<collective_model::Digest>> {
     let mut total_bytes = 0;
@@ -159,14 +184,22 @@ async fn complete(
         return Err(Error::new(ErrorKind::Invalid, message)
             .with_hint("run the daemon with a larger --cache-size"));
     }
+    let popular = Trace { ranges: popular };
     let (mut frames, mut done_bytes, mut moved_bytes) = (Vec::new(), 0, 0);
     for (role, version) in disks {
-        handle.stage(&format!("fetching the {role} disk, version {}", version.manifest().version));
+        let number = version.manifest().version;
+        handle.stage(&format!("fetching the {role} disk, version {number}"));
         // Kept beside the cache by this: without the server, a start needs it.
         let trace = version.trace(*role).await?;
         let data_bytes = version.manifest().disk(*role)?.data_bytes;
         let disk = VersionDisk::new(version.disk(*role).await?, core.fetcher.clone());
         disk.prefetch(&trace).await;
+        let boot_bytes = disk.stats().fetched_bytes;
+        if *role == DiskRole::System && !popular.ranges.is_empty() {
+            disk.prefetch(&popular).await;
+            let bytes = ByteCount(disk.stats().fetched_bytes - boot_bytes);
+            tracing::info!("what is read most of version {number} is here, {bytes} came");
+        }
         let (disk_bytes, shown) = (disk.blocks().max(1), disk.clone());
         frames.extend(
             disk.complete(|blocks| {
@@ -272,7 +305,16 @@ async fn keep_hold(
     Ok(())
 }
 
-/// Fetches the boot of the latest version, once.
+/// Tells whether a version is on its way up here, or is up: then its start brings what it needs.
+fn is_starting(core: &Core, session: &Session, name: &ApplianceName, version: Version) -> bool {
+    let status = core.instances.status(&session.user, name);
+    status.is_some_and(|status| {
+        let comes_up = matches!(status.state, InstanceState::Queued | InstanceState::Starting);
+        comes_up || status.running == Some(version)
+    })
+}
+
+/// Fetches the boot of the latest version and what most guests read besides, once.
 async fn keep_boot(
     core: &Arc<Core>,
     session: &Session,
@@ -282,12 +324,15 @@ async fn keep_boot(
 ) -> Result<()> {
     let version = open(core, session, name, profile, None).await?;
     let (key, number) = ((session.user.clone(), name.clone()), version.manifest().version);
-    if boots.get(&key) == Some(&number) {
+    if boots.get(&key) == Some(&number) || is_starting(core, session, name, number) {
         return Ok(());
     }
     let trace = version.trace(DiskRole::System).await?;
     let disk = VersionDisk::new(version.disk(DiskRole::System).await?, core.fetcher.clone());
     disk.prefetch(&trace).await;
+    if let Some(counts) = popular(core, session, name, profile, &version).await {
+        disk.prefetch(&Trace { ranges: popularity::likely(&counts) }).await;
+    }
     let bytes = disk.stats().fetched_bytes;
     if bytes > 0 {
         let what = format!("{}/{name}", session.user);

@@ -18,6 +18,7 @@ mod disks;
 mod life;
 mod machine;
 mod owner;
+mod reads;
 mod start;
 mod stop;
 mod upload;
@@ -26,7 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use collective_api::host::{
-    ApplianceStatus, DeleteRequest, ExecReply, ExecRequest, InstanceState, StartRequest,
+    ApplianceStatus, DeleteRequest, ExecReply, ExecRequest, Foretold, InstanceState, StartRequest,
     StopRequest, UndoRequest,
 };
 use collective_model::{
@@ -67,6 +68,9 @@ pub(crate) struct InstanceRecord {
     pub(crate) run: Option<Run>,
     /// The milliseconds from start until the agent answered, of the last start.
     pub(crate) boot_ms: Option<u64>,
+    /// How well its boot trace foretold that start.
+    #[serde(default)]
+    pub(crate) foretold: Option<Foretold>,
 }
 
 /// What one machine is made of.

@@ -14,6 +14,7 @@ mod http;
 mod instance;
 mod operation;
 mod paths;
+mod popularity;
 pub mod publisher;
 mod record;
 pub mod remote;
@@ -58,6 +59,8 @@ pub struct HostOptions {
     pub memory_mib: u64,
     /// Whether the boots of new versions are fetched before they are asked for; not where data costs money.
     pub prefetch: bool,
+    /// Whether the server is told which parts of system disks are read.
+    pub reports: bool,
 }
 
 impl HostOptions {
@@ -72,6 +75,7 @@ impl HostOptions {
             cache_bytes: 20 << 30,
             memory_mib: (memory_bytes >> 20) * 3 / 4,
             prefetch: true,
+            reports: true,
         }
     }
 }

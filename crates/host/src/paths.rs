@@ -3,7 +3,7 @@
 //! ```text
 //! <dir>/lock  host.json  host.key  cache/  replicas/<repository>/
 //!       users/<user>/account.json  profile.json
-//!       users/<user>/<appliance>/instance.json  subscription.json  layers/  kept/  serial.log
+//!       users/<user>/<appliance>/instance.json  subscription.json  hold.json  reports.json  layers/  kept/  serial.log
 //! <runtime>/host.lock  host.sock  sessions/<user>.json  m/<8 hex>/{qmp,agent,vnc,nbd}.sock  pid
 //! ```
 
@@ -62,6 +62,11 @@ impl Paths {
         self.dir.join("replicas").join(repository.to_string())
     }
 
+    /// What was last heard of what is read most of an appliance.
+    pub(crate) fn popularity(&self, repository: RepositoryId) -> PathBuf {
+        self.replica(repository).join("popularity.json")
+    }
+
     pub(crate) fn users(&self) -> PathBuf {
         self.dir.join("users")
     }
@@ -102,6 +107,10 @@ impl InstancePaths {
 
     pub(crate) fn subscription(&self) -> PathBuf {
         self.dir.join("subscription.json")
+    }
+
+    pub(crate) fn reports(&self) -> PathBuf {
+        self.dir.join("reports.json")
     }
 
     pub(crate) fn hold(&self) -> PathBuf {

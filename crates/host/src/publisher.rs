@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! images ──trim scan──▶ free blocks become zeros ─┐
-//!    └──recorded start──▶ boot trace ─────────────┴──▶ repository.publish, over the head as parent
+//!    └──recorded start──▶ boot trace ─────────────┼──▶ repository.publish, over the head as parent
+//! what hosts report of the version before ────────┘
 //! ```
 //!
 //! The recorded start boots the images once, unattended, on throwaway layers; a [`Recorder`] behind the block export notes
@@ -16,15 +17,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use collective_api::server::Popularity;
 use collective_model::{
     BLOCK_BYTES, BlockRange, Digest, DiskRole, Epoch, Error, ErrorKind, Hardware, IoResultExt,
     Monitor, OperationId, Result,
 };
 use collective_repository::{
-    DiskSource, Piece, PieceData, Publication, Published, Repository, SigningKey, Trace, trim,
+    DiskSource, Piece, PieceData, Publication, Published, Repository, SigningKey, trim,
 };
 
 pub use rehearsal::Rehearsal;
+
+use crate::popularity;
 
 /// How long a recorded start may take unless the caller says otherwise: a stock system under translation on a busy
 /// computer takes two minutes.
@@ -54,6 +58,8 @@ pub struct PublishOptions {
     pub start_limit: Duration,
     /// Publish although that start failed; without a boot trace, the next starts are slower.
     pub even_if_it_fails: bool,
+    /// What hosts report that is read most of the version before, if anybody counted.
+    pub popularity: Option<Popularity>,
     /// Packs known to be damaged, of which nothing is used again.
     pub distrusted: Vec<Digest>,
     /// Where throwaway files go: some hundred MiB.
@@ -70,6 +76,7 @@ impl PublishOptions {
             rehearse: true,
             start_limit: START_LIMIT,
             even_if_it_fails: false,
+            popularity: None,
             distrusted: Vec::new(),
             work_dir,
         }
@@ -125,10 +132,15 @@ pub async fn publish(
         (None, None)
     };
     watch.stage("looking for free blocks");
-    let trace = rehearsal.as_ref().map(|rehearsal| rehearsal.trace.clone());
-    let mut disks = vec![system.source(DiskRole::System, trace, options.trim).await?];
+    let mut source = system.source(DiskRole::System, options.trim).await?;
+    source.trace = rehearsal.as_ref().map(|rehearsal| rehearsal.trace.clone());
+    if let Some(counts) = &options.popularity {
+        source.trace = source.trace.map(|recorded| popularity::merged(&recorded, counts));
+        source.popular = popularity::ranked(counts);
+    }
+    let mut disks = vec![source];
     if let Some(user) = user {
-        disks.push(user.source(DiskRole::User, None, options.trim).await?);
+        disks.push(user.source(DiskRole::User, options.trim).await?);
     }
     let trimmed_bytes = disks.iter().map(trimmed_bytes).sum();
     watch.stage("publishing");
@@ -185,7 +197,7 @@ impl Image {
     }
 
     /// Everything in the image, and zeros where its file systems say that nothing is.
-    async fn source(&self, role: DiskRole, trace: Option<Trace>, trim: bool) -> Result<DiskSource> {
+    async fn source(&self, role: DiskRole, trim: bool) -> Result<DiskSource> {
         let range = BlockRange::covering(0, self.size_bytes);
         let what = PieceData::File { file: Arc::clone(&self.file), offset: 0 };
         let mut pieces = vec![Piece { range, what }];
@@ -197,7 +209,14 @@ impl Image {
                     .map(|range| Piece { range, what: PieceData::Zero }),
             );
         }
-        Ok(DiskSource { role, size_bytes: self.size_bytes, base: None, pieces, trace })
+        Ok(DiskSource {
+            role,
+            size_bytes: self.size_bytes,
+            base: None,
+            pieces,
+            trace: None,
+            popular: Vec::new(),
+        })
     }
 
     async fn free_ranges(&self) -> Result<Vec<BlockRange>> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use collective_api::host::LockHolder;
+use collective_api::server::{Popularity, ReadReport};
 use collective_model::{
     ApplianceName, Epoch, Error, ErrorKind, RepositoryId, Result, SubscriptionId, Version,
 };
@@ -40,6 +41,12 @@ pub trait Remote: Send + Sync + Debug {
     async fn renew(&self, id: SubscriptionId, epoch: Epoch, backlog_bytes: u64) -> Result<()>;
 
     async fn release(&self, id: SubscriptionId, epoch: Epoch) -> Result<()>;
+
+    /// Says what a guest read of an appliance's system disk.
+    async fn report(&self, id: RepositoryId, report: &ReadReport) -> Result<()>;
+
+    /// Asks what is read most of a version of an appliance; none where nobody knows.
+    async fn popularity(&self, id: RepositoryId, version: Version) -> Result<Option<Popularity>>;
 
     /// The objects of a repository; `epoch` goes with what is written.
     fn backend(&self, id: RepositoryId, epoch: Epoch) -> Result<Arc<dyn Backend>>;

@@ -7,5 +7,8 @@ mod daemon;
 #[path = "host/directories.rs"]
 mod directories;
 #[cfg(test)]
+#[path = "host/popular.rs"]
+mod popular;
+#[cfg(test)]
 #[path = "host/qemu.rs"]
 mod qemu;

@@ -11,6 +11,7 @@ pub mod hardware;
 pub mod id;
 pub mod monitor;
 pub mod quantity;
+pub mod region;
 pub mod time;
 pub mod version;
 
@@ -24,5 +25,6 @@ pub use id::{
 };
 pub use monitor::{Monitor, Progress, Silent};
 pub use quantity::ByteCount;
+pub use region::Regions;
 pub use time::Timestamp;
 pub use version::{Epoch, Version};

@@ -339,6 +339,7 @@ async fn publish_on(
             base: head,
             pieces: vec![Piece { range: BlockRange::new(versions, 1), what }],
             trace: None,
+            popular: Vec::new(),
         };
         let publication = Publication {
             parent: head,

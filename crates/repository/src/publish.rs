@@ -77,6 +77,8 @@ pub struct DiskSource {
     pub pieces: Vec<Piece>,
     /// The order of a recorded start; none: that of `base`.
     pub trace: Option<Trace>,
+    /// What is read most besides, the most first: it lies in packs behind what the trace has.
+    pub popular: Vec<BlockRange>,
 }
 
 /// A part of a disk that is new.

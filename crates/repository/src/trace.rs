@@ -14,7 +14,9 @@ pub const MAX_TRACE_RANGES: usize = 1 << 20;
 /// Bytes that an encoded trace has at most: a count, and two numbers of 10 bytes for each range.
 pub(crate) const MAX_TRACE_BYTES: usize = 10 + 20 * MAX_TRACE_RANGES;
 
-/// Which blocks a start touched, in the order of first touch.
+/// Which blocks a start touched, in the order of first touch; then, after a mark, what other starts were reported to touch.
+///
+/// The mark is a range of no blocks, which to a reader that knows no mark means nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trace {
     /// The runs of blocks; none twice, if the recorder did well.
@@ -35,6 +37,23 @@ impl Trace {
             end = range.end();
         }
         bytes
+    }
+
+    /// Returns what the start touched that was recorded.
+    #[must_use]
+    pub fn recorded(&self) -> &[BlockRange] {
+        let mark = self.ranges.iter().position(|range| range.is_empty());
+        &self.ranges[..mark.unwrap_or(self.ranges.len())]
+    }
+
+    /// Puts what others were reported to touch after what was recorded.
+    #[must_use]
+    pub fn with_reported(&self, reported: &[BlockRange]) -> Self {
+        let recorded = self.recorded();
+        let mark = BlockRange::new(recorded.last().map_or(0, |last| last.end()), 0);
+        let marked = [mark].into_iter().chain(reported.iter().copied());
+        let added = marked.filter(|_| !reported.is_empty());
+        Self { ranges: recorded.iter().copied().chain(added).collect() }
     }
 
     /// Reads what [`encode`](Self::encode) wrote.
@@ -87,6 +106,21 @@ mod tests {
     use proptest::prelude::{any, prop, prop_assert_eq, proptest};
 
     use super::Trace;
+
+    #[test]
+    fn what_was_reported_stays_apart_from_what_was_recorded_also_in_a_file() {
+        let ranges = |ranges: &[(u64, u64)]| -> Vec<_> {
+            ranges.iter().map(|(start, count)| BlockRange::new(*start, *count)).collect()
+        };
+        let recorded = Trace { ranges: ranges(&[(7, 2), (1, 3)]) };
+        assert_eq!(recorded.recorded(), recorded.ranges);
+        assert_eq!(recorded.with_reported(&[]), recorded);
+        let merged = recorded.with_reported(&ranges(&[(64, 64)]));
+        assert_eq!(merged.ranges, ranges(&[(7, 2), (1, 3), (4, 0), (64, 64)]));
+        let read = Trace::decode(&merged.encode()).unwrap();
+        assert_eq!(read.recorded(), recorded.ranges);
+        assert_eq!(read.with_reported(&ranges(&[(0, 1)])).ranges[3..], ranges(&[(0, 1)]));
+    }
 
     proptest! {
         #[test]

@@ -33,10 +33,11 @@ const DISK_FULL: &str = "the disk of the server's database is full";
 const REFUSED: &str = "the database refused a statement";
 
 /// The steps of the schema, oldest first. A step that was released is never changed.
-const MIGRATIONS: [(i64, &str, &str); 3] = [
+const MIGRATIONS: [(i64, &str, &str); 4] = [
     (1, "accounts, rights, repositories and locks", include_str!("../migrations/0001.sql")),
     (2, "removals that are not finished", include_str!("../migrations/0002.sql")),
     (3, "retention rules and checks", include_str!("../migrations/0003.sql")),
+    (4, "what is read of appliances", include_str!("../migrations/0004.sql")),
 ];
 
 /// The database. Cheap to clone.

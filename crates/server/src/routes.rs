@@ -2,6 +2,7 @@
 
 mod account;
 mod appliance;
+mod popularity;
 pub mod repository;
 mod session;
 pub mod subscription;
@@ -55,6 +56,8 @@ fn people() -> Router<Arc<State>> {
         .route("/v1/password", put(session::change_password))
         .route("/v1/keybag", get(session::own_keybag))
         .route("/v1/profile", get(subscription::profile))
+        .route("/v1/popularity/{repository}", post(popularity::report))
+        .route("/v1/popularity/{repository}/{version}", get(popularity::show))
         .route("/v1/subscriptions", post(subscription::subscribe))
         .route("/v1/subscriptions/{id}", delete(subscription::unsubscribe))
         .route(

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::database::Value;
 use crate::lock::LockState;
+use crate::popularity;
 use crate::routes::repository::bring_up_latest;
 use crate::routes::subscription::peek_lock;
 use crate::state::State;
@@ -99,7 +100,11 @@ pub async fn prune(
     bring_up_latest(state, descriptor.id).await?;
     let repository = open(state, descriptor).await?;
     let (grace, now) = (SWEEP_GRACE, state.now());
-    repository.prune(PruneOptions { rule, keep, grace, now, dry_run }).await
+    let report = repository.prune(PruneOptions { rule, keep, grace, now, dry_run }).await?;
+    if !dry_run {
+        popularity::keep_only(state, descriptor.id, &report.kept_versions).await?;
+    }
+    Ok(report)
 }
 
 async fn prune_due(

@@ -26,3 +26,6 @@ mod root;
 
 #[path = "server/upkeep.rs"]
 mod upkeep;
+
+#[path = "server/popularity.rs"]
+mod popularity;

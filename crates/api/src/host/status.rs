@@ -32,6 +32,9 @@ pub struct HostStatus {
     pub accelerator: Option<AcceleratorStatus>,
     /// Minutes between backups of a running appliance's user disk; 0: only when it stops.
     pub publish_minutes: u32,
+    /// Whether the server is told which parts of system disks are read; not known of a daemon that never does.
+    #[serde(default)]
+    pub reports: bool,
 }
 
 /// The server of a host.
@@ -160,6 +163,9 @@ pub struct ApplianceStatus {
     pub boot_seconds: Option<f64>,
     /// What was fetched of the system disk that runs.
     pub fetched: Option<Fetched>,
+    /// How well the boot trace foretold the last start that came up.
+    #[serde(default)]
+    pub foretold: Option<Foretold>,
     /// The user disk, if it has one.
     pub user_disk: Option<UserDiskStatus>,
     /// Who holds the subscription's lock, as last heard.
@@ -181,6 +187,15 @@ pub struct Held {
     pub version: Option<Version>,
     /// The version that is here whole.
     pub complete: Option<Version>,
+}
+
+/// How well a boot trace foretold what a start read of its system disk, each block counted once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Foretold {
+    /// Bytes that the start read.
+    pub read_bytes: u64,
+    /// How many of them the trace had.
+    pub foretold_bytes: u64,
 }
 
 /// What was fetched of a disk that is paged in, since it was opened; what was in the cache already does not count.

@@ -4,6 +4,7 @@ use collective_model::{ApplianceName, GroupName, Version};
 use collective_repository::{Descriptor, Retention};
 use serde::{Deserialize, Serialize};
 
+use super::popularity::VersionReads;
 use super::upkeep::CheckStatus;
 
 /// An appliance.
@@ -25,6 +26,9 @@ pub struct Appliance {
     /// What the server knows of its objects' health.
     #[serde(default)]
     pub check: CheckStatus,
+    /// How well boot traces foretell starts, for each version of which hosts reported.
+    #[serde(default)]
+    pub reads: Vec<VersionReads>,
 }
 
 /// Makes an appliance with an empty repository.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use collective_model::{
     ApplianceName, Epoch, Error, ErrorKind, GroupName, HostId, RepositoryId, Result, ResultExt,
-    SubscriptionId, UserName,
+    SubscriptionId, UserName, Version,
 };
 use reqwest::header::{ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
@@ -16,9 +16,9 @@ use serde::de::DeserializeOwned;
 use super::{
     Appliance, AuditEntry, CreateAppliance, CreateGroup, CreateToken, CreateUser, Grant, Group,
     HostEntry, Issued, JoinReply, JoinRequest, Lock, LoginParametersRequest, LoginReply,
-    LoginRequest, PasswordChange, Profile, PruneReport, PruneRequest, RenewLock, RenewRequest,
-    ServerInfo, SetRetention, SubscribeRequest, Subscription, TakeLock, Token, TokenCreated,
-    Upkeep, User, VerifyReport,
+    LoginRequest, PasswordChange, Popularity, Profile, PruneReport, PruneRequest, ReadReport,
+    RenewLock, RenewRequest, ServerInfo, SetRetention, SubscribeRequest, Subscription, TakeLock,
+    Token, TokenCreated, Upkeep, User, VerifyReport,
 };
 use crate::host::{HostClient, USER_HEADER};
 use crate::identity::Identity;
@@ -173,6 +173,20 @@ impl ServerClient {
     /// Releases the lock of a subscription.
     pub async fn release_lock(&self, id: SubscriptionId, epoch: Epoch) -> Result<()> {
         self.delete(&format!("subscriptions/{id}/lock?epoch={epoch}")).await
+    }
+
+    /// Says what a guest read of an appliance's system disk.
+    pub async fn report(&self, repository: RepositoryId, report: &ReadReport) -> Result<()> {
+        self.done(Method::POST, &format!("popularity/{repository}"), Some(report)).await
+    }
+
+    /// Returns what is read most of a version; none if nobody said anything of it or of one before it.
+    pub async fn popularity(
+        &self,
+        repository: RepositoryId,
+        version: Version,
+    ) -> Result<Option<Popularity>> {
+        self.get(&format!("popularity/{repository}/{version}")).await
     }
 
     /// Lists the users.

@@ -337,6 +337,7 @@ mod tests {
             cache: CacheStatus::default(),
             accelerator: None,
             publish_minutes: 10,
+            reports: true,
         }
     }
 

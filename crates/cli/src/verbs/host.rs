@@ -45,6 +45,9 @@ pub struct Arguments {
     /// Fetch nothing before it is asked for, as on a connection that is paid for by what it carries
     #[arg(long)]
     no_prefetch: bool,
+    /// Do not tell the server which parts of appliances' system disks are read here
+    #[arg(long)]
+    no_report: bool,
     /// Tie this computer to a server at start, if it is tied to none (as `collective join`)
     #[arg(long, value_name = "URL")]
     join: Option<String>,
@@ -106,6 +109,7 @@ fn options(arguments: &Arguments, context: &Context) -> HostOptions {
         options.memory_mib = bytes >> 20;
     }
     options.prefetch = !arguments.no_prefetch;
+    options.reports = !arguments.no_report;
     if let Some(minutes) = arguments.publish_minutes {
         options.publish_minutes = minutes;
     }

@@ -132,6 +132,7 @@ mod tests {
             restart_needed: false,
             boot_seconds: None,
             fetched: None,
+            foretold: None,
             user_disk: None,
             lock: None,
             held: None,

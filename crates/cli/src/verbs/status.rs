@@ -201,6 +201,12 @@ fn about_host(host: &HostStatus) -> String {
         ByteCount(host.cache.capacity_bytes),
         ByteCount(host.cache.fetched_bytes)
     ));
+    lines.push(match host.reports {
+        true => {
+            "reports  what is read of appliances, not by whom (--no-report: nothing)".to_owned()
+        }
+        false => "reports  nothing of what is read".to_owned(),
+    });
     if let Some(accelerator) = &host.accelerator {
         lines.push(format!("runs on  {}: {}", accelerator.name, accelerator.why));
     }
@@ -254,6 +260,11 @@ fn detail(appliance: &ApplianceStatus) -> String {
     if let Some(fetched) = &appliance.fetched {
         line("fetched", fetched_since_the_start(fetched));
     }
+    if let Some(foretold) = &appliance.foretold {
+        let part = text::part_of(foretold.foretold_bytes, foretold.read_bytes);
+        let read = ByteCount(foretold.read_bytes);
+        line("foretold", format!("{part} of the {read} that the last start read"));
+    }
     if let Some(screen) = &appliance.screen {
         line("screen", format!("{screen} (VNC)"));
     }
@@ -290,7 +301,7 @@ fn fetched_since_the_start(fetched: &Fetched) -> String {
 
 #[cfg(test)]
 mod tests {
-    use collective_api::host::{ApplianceStatus, Fetched, InstanceState, UserDiskStatus};
+    use collective_api::host::{ApplianceStatus, Fetched, Foretold, InstanceState, UserDiskStatus};
     use collective_model::{OperationId, Version};
 
     use super::{detail, needs_asking};
@@ -306,6 +317,7 @@ mod tests {
             restart_needed: false,
             boot_seconds: Some(24.0),
             fetched: Some(Fetched { bytes: 0, size_bytes: 2_150_000_000, share: 0.0 }),
+            foretold: Some(Foretold { read_bytes: 72_000_000, foretold_bytes: 71_000_000 }),
             user_disk: Some(UserDiskStatus { backlog_bytes: 7, ..UserDiskStatus::default() }),
             lock: None,
             held: None,
@@ -321,6 +333,7 @@ mod tests {
           version    2
           boot       24 s
           fetched    nothing since the start
+          foretold   98.6% of the 72.0 MB that the last start read
           screen     /run/collective/m/1/vnc.sock (VNC)
           user disk  none yet; 7 B left
         ");

@@ -95,15 +95,26 @@ impl World {
     fn publish(&mut self, name: &str, version: &str, more: &[&str]) -> Value {
         let directory = match version {
             "1" => self.built.clone(),
-            other => self.build_tiny(other),
+            other => self.build(&recipe(), other),
         };
+        self.publish_built(name, &directory, more)
+    }
+
+    /// Publishes what a recipe makes as `tiny`, which ann may start.
+    pub fn publish_recipe(&mut self, recipe: &Path) {
+        let directory = self.build(recipe, "1");
+        self.publish_built("tiny", &directory, &[]);
+        self.stage.admin(&["grant", "add", "tiny", "staff"]).unwrap();
+    }
+
+    fn publish_built(&mut self, name: &str, directory: &Path, more: &[&str]) -> Value {
         let (built, keys) = (directory.to_str().unwrap().to_owned(), self.text("keys"));
         let words = ["appliance", "publish", name, "--built", &built, "--keys", &keys];
         self.stage.admin(&[&words, more].concat()).unwrap()
     }
 
-    fn build_tiny(&self, version: &str) -> PathBuf {
-        let (recipe, output) = (recipe(), self.path(&format!("tiny-{version}")));
+    fn build(&self, recipe: &Path, version: &str) -> PathBuf {
+        let output = self.path(&format!("tiny-{version}"));
         let downloads = cache().join("downloads");
         let words = [
             "appliance",
@@ -246,7 +257,8 @@ fn tiny() -> PathBuf {
     built.system.parent().unwrap().to_owned()
 }
 
-fn recipe() -> PathBuf {
+/// Where the recipe of `tiny` is.
+pub fn recipe() -> PathBuf {
     root().join("appliances/tiny")
 }
 

@@ -132,6 +132,7 @@ impl World {
             base: None,
             pieces,
             trace: Some(boot_trace()),
+            popular: Vec::new(),
         };
         let publication = Publication {
             parent: None,

@@ -8,15 +8,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use collective_api::host::Fetched;
-use collective_disk::{Export, Fetcher, Late, Source, VersionDisk};
-use collective_model::{BLOCK_BYTES, DiskRole, Error, ErrorKind, Result, Version};
-use collective_repository::{Descriptor, DiskReader, VersionReader};
+use collective_disk::{Export, Fetcher, Heard, Late, Source, VersionDisk};
+use collective_model::{BLOCK_BYTES, DiskRole, Error, ErrorKind, RepositoryId, Result, Version};
+use collective_repository::{Descriptor, DiskReader, Trace, VersionReader};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Run;
+use super::reads::Reads;
 use crate::core::Core;
 use crate::paths::InstancePaths;
+use crate::popularity;
 use crate::record;
 use crate::session::Session;
 
@@ -32,8 +34,10 @@ pub(super) struct Disks {
     users: BTreeMap<Version, VersionDisk>,
     /// Exports whose lateness is listened to already.
     heeded: BTreeSet<String>,
-    /// Brings what the boot will need.
-    replay: Option<AbortOnDropHandle<()>>,
+    /// What the guest reads of the system disk.
+    pub(super) reads: Reads,
+    /// Brings what the boot will need, and then what is popular besides.
+    ahead: Vec<AbortOnDropHandle<()>>,
 }
 
 /// Names an export.
@@ -48,32 +52,54 @@ impl Disks {
         paths: &InstancePaths,
         run: &Run,
         version: &VersionReader,
+        starting: bool,
     ) -> Result<Self> {
         let reader = version.disk(DiskRole::System).await?;
         let system = VersionDisk::new(reader, core.fetcher.clone());
+        let trace = version.trace(DiskRole::System).await.unwrap_or_else(|error| {
+            tracing::warn!("no boot trace: {}", error.chain());
+            Trace::default()
+        });
+        let reads = Reads::new(&system, run.version, trace, starting);
         record::make_directory(&paths.runtime)?;
         let export = Export::bind(paths.export_socket())?;
-        export.add(&export_name(DiskRole::System, run.version), Arc::new(system.clone()))?;
+        let heard = Heard::new(Arc::new(system.clone()), reads.map());
+        export.add(&export_name(DiskRole::System, run.version), Arc::new(heard))?;
         Ok(Self {
             export,
             fetcher: core.fetcher.clone(),
             system,
             users: BTreeMap::new(),
             heeded: BTreeSet::new(),
-            replay: None,
+            reads,
+            ahead: Vec::new(),
         })
     }
 
     /// Brings the boot of the system disk into the cache, in its order, and holds it there.
-    pub(super) async fn replay(&mut self, version: &VersionReader, pin: String) {
-        let trace = match version.trace(DiskRole::System).await {
-            Ok(trace) => trace,
-            Err(error) => return tracing::warn!("no boot trace: {}", error.chain()),
-        };
+    pub(super) fn replay(&mut self, pin: String) {
         let (system, cache) = (self.system.clone(), self.fetcher.cache().clone());
-        self.replay = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+        let trace = self.reads.trace().clone();
+        self.ahead.push(AbortOnDropHandle::new(tokio::spawn(async move {
             let frames = system.replay(&trace).await;
             cache.pin(&pin, frames);
+        })));
+    }
+
+    /// Brings what most guests read besides into the cache, after everything that is more urgent.
+    pub(super) fn bring_popular(
+        &mut self,
+        core: &Arc<Core>,
+        session: Arc<Session>,
+        repository: RepositoryId,
+        version: Version,
+    ) {
+        let (system, core) = (self.system.clone(), Arc::clone(core));
+        self.ahead.push(AbortOnDropHandle::new(tokio::spawn(async move {
+            let counts = popularity::of(&core, &session, repository, version).await;
+            if let Some(counts) = counts {
+                system.prefetch(&Trace { ranges: popularity::likely(&counts) }).await;
+            }
         })));
     }
 
@@ -144,7 +170,7 @@ impl Disks {
     }
 
     pub(super) async fn shutdown(self) {
-        drop(self.replay);
+        drop(self.ahead);
         self.export.shutdown().await;
     }
 }

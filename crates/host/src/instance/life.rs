@@ -146,6 +146,7 @@ impl Owner {
 
     /// Nothing runs any more: gives back memory and disks, and notes that nothing runs.
     async fn release(&mut self) {
+        self.report_rest();
         if let Some(machine) = self.machine.take() {
             machine.leave().await;
         }

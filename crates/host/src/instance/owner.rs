@@ -16,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::life::{Hold, Holds};
 use super::machine::{Found, Running};
+use super::reads::{Outbox, Sent};
 use super::start::Starting;
 use super::{COMMANDS_WAITING, Command, InstanceRecord};
 use crate::core::Core;
@@ -52,6 +53,8 @@ pub(super) enum Fact {
     Held(Hold, Option<String>),
     /// An upload ended.
     Uploaded(Result<Version>),
+    /// Reports were sent, or not.
+    Reported(Sent),
 }
 
 /// The owner of an instance.
@@ -81,6 +84,7 @@ pub(super) struct Owner {
     pub(super) starting: Option<Starting>,
     pub(super) stopping: Vec<Handle>,
     pub(super) backup: super::backup::Backup,
+    pub(super) outbox: Outbox,
     pub(super) facts: mpsc::Sender<Fact>,
     incoming: Option<mpsc::Receiver<Fact>>,
 }
@@ -113,6 +117,7 @@ impl Owner {
             starting: None,
             stopping: Vec::new(),
             backup: super::backup::Backup::new(),
+            outbox: Outbox::default(),
             facts,
             incoming: Some(incoming),
         }
@@ -153,6 +158,7 @@ impl Owner {
     fn load(&mut self) -> Result<()> {
         self.record = record::load(&self.paths.record())?.unwrap_or_default();
         self.disk = record::load(&self.paths.subscription())?;
+        self.load_reports();
         Ok(())
     }
 
@@ -186,6 +192,7 @@ impl Owner {
             Command::Exec(request, reply) => self.exec(request, reply),
             Command::SessionCame => {
                 self.backup.retry_now();
+                self.retry_reports();
                 self.recover().await;
             }
             Command::Leave(left) => {
@@ -205,6 +212,7 @@ impl Owner {
             Fact::Connected(answer) => self.connected(answer).await,
             Fact::Held(hold, reason) => self.holds(hold, reason).await,
             Fact::Uploaded(result) => self.uploaded(result).await,
+            Fact::Reported(sent) => self.reported(&sent),
         }
         if !self.is_connecting() {
             for command in std::mem::take(&mut self.deferred) {
@@ -224,6 +232,7 @@ impl Owner {
         if self.held.is_some() {
             self.recover().await;
         }
+        self.report_when_due();
         self.resume_with_room().await;
         self.measure_backlog().await;
         self.hold_lock().await;
@@ -311,6 +320,7 @@ impl Owner {
             running: run.map(|run| run.version),
             boot_seconds: self.record.boot_ms.map(|ms| ms as f64 / 1000.0),
             fetched: self.machine.as_ref().map(Running::fetched),
+            foretold: self.record.foretold,
             user_disk: self.disk.as_ref().map(|disk| self.user_disk_status(disk)),
             screen: run.map(|_| self.paths.runtime_file("vnc.sock").display().to_string()),
             operation: self.starting.as_ref().map(|starting| starting.handle.id()),

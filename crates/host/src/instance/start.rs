@@ -274,11 +274,11 @@ impl Owner {
             user_disk: disk.map(|disk| disk.repository.clone()),
             started: now(),
         };
-        let mut disks = Disks::open(&self.core, &self.paths, &run, &version).await?;
+        let mut disks = Disks::open(&self.core, &self.paths, &run, &version, true).await?;
         if let (Some(base), Some(descriptor)) = (run.user_base, &run.user_disk) {
             disks.serve_user(&self.core, &session, descriptor, base).await?;
         }
-        disks.replay(&version, pin_name(&self.paths)).await;
+        disks.replay(pin_name(&self.paths));
         disks.first_blocks().await?;
         let system_bytes = manifest.disk(DiskRole::System)?.size_bytes;
         self.local_layers(&run, system_bytes).await?;
@@ -286,6 +286,7 @@ impl Owner {
         let spec = self.spec(&run, probed.accelerator);
         self.record.run = Some(run);
         self.record.boot_ms = None;
+        self.record.foretold = None;
         self.store_record()?;
         let place = self.starting.as_mut().and_then(|starting| starting.place.take());
         let place =
@@ -314,6 +315,7 @@ impl Owner {
         let Some(starting) = self.starting.take() else { return };
         let boot = starting.since.elapsed();
         self.record.boot_ms = u64::try_from(boot.as_millis()).ok();
+        self.measure_start();
         if let Err(error) = self.store_record() {
             tracing::warn!("{}: {}", self.what(), error.chain());
         }
@@ -414,7 +416,7 @@ impl Owner {
         })?;
         let repository = self.core.repository(&session, &run.appliance, Epoch(0)).await?;
         let version = repository.version(run.version).await?;
-        let mut disks = Disks::open(&self.core, &self.paths, run, &version).await?;
+        let mut disks = Disks::open(&self.core, &self.paths, run, &version, false).await?;
         if let (Some(descriptor), Some(disk)) = (&run.user_disk, &self.disk) {
             for base in [run.user_base, disk.base, disk.published].into_iter().flatten() {
                 disks.serve_user(&self.core, &session, descriptor, base).await?;

@@ -110,6 +110,7 @@ impl Upload {
             base: None,
             pieces: ranges.into_iter().map(piece).collect(),
             trace: None,
+            popular: Vec::new(),
         })
     }
 }
@@ -124,6 +125,7 @@ async fn old(repository: &Repository, version: Version) -> Result<DiskSource> {
         base: Some(version),
         pieces: Vec::new(),
         trace: None,
+        popular: Vec::new(),
     })
 }
 

@@ -183,6 +183,22 @@ impl Remote for AtServer {
         self.link.explain(self.link.way().client.release_lock(id, epoch).await)
     }
 
+    async fn report(&self, id: RepositoryId, report: &server::ReadReport) -> Result<()> {
+        self.link.explain(self.link.way().client.report(id, report).await)
+    }
+
+    async fn popularity(
+        &self,
+        id: RepositoryId,
+        version: Version,
+    ) -> Result<Option<server::Popularity>> {
+        match self.link.way().client.popularity(id, version).await {
+            // A server of an earlier release counts nothing.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            asked => self.link.explain(asked),
+        }
+    }
+
     fn backend(&self, id: RepositoryId, epoch: Epoch) -> Result<Arc<dyn Backend>> {
         Ok(Arc::new(Linked { link: Arc::clone(&self.link), id, epoch }))
     }

@@ -1,15 +1,21 @@
 //! A server made of directories: one user, their profile in memory, locks with epochs, repositories on disk.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use collective_api::server::{Popularity, ReadReport};
 use collective_host::remote::{Entitled, Profile, Remote, Subscribed};
 use collective_model::{
-    ApplianceName, Epoch, Error, ErrorKind, RepositoryId, Result, SubscriptionId,
+    ApplianceName, Epoch, Error, ErrorKind, RepositoryId, Result, SubscriptionId, Timestamp,
+    Version,
 };
 use collective_repository::Descriptor;
-use collective_repository::backend::{Backend, Directory};
+use collective_repository::backend::{
+    Backend, Commit, Directory, Exclusive, Listed, ObjectName, Pieces,
+};
 
 /// The server; hosts each have a [`Seat`] at it.
 #[derive(Debug)]
@@ -26,6 +32,12 @@ struct State {
     epochs: u64,
     /// Whether the log-ins are ended.
     refuses: bool,
+    /// Ranges of packs that were read.
+    reads: Vec<Range<u64>>,
+    /// What is told of what is popular, and heard of it, unless the server is silent about it.
+    popularity: Option<Popularity>,
+    is_silent: bool,
+    reports: Vec<ReadReport>,
 }
 
 impl Directories {
@@ -42,6 +54,26 @@ impl Directories {
     /// Ends every log-in.
     pub fn refuse(&self) {
         self.state.lock().unwrap().refuses = true;
+    }
+
+    /// Says what is popular.
+    pub fn popular(&self, popularity: Popularity) {
+        self.state.lock().unwrap().popularity = Some(popularity);
+    }
+
+    /// Answers nothing about what is popular, or does so again.
+    pub fn silent(&self, is_silent: bool) {
+        self.state.lock().unwrap().is_silent = is_silent;
+    }
+
+    /// The ranges of packs that were read, in order.
+    pub fn reads(&self) -> Vec<Range<u64>> {
+        self.state.lock().unwrap().reads.clone()
+    }
+
+    /// What hosts reported.
+    pub fn reports(&self) -> Vec<ReadReport> {
+        self.state.lock().unwrap().reports.clone()
     }
 
     pub fn lock_holder(&self) -> Option<String> {
@@ -125,7 +157,78 @@ impl Remote for Seat {
         Ok(())
     }
 
+    async fn report(&self, _: RepositoryId, report: &ReadReport) -> Result<()> {
+        let mut state = self.server.state.lock().unwrap();
+        if state.is_silent {
+            return Err(Error::new(ErrorKind::Unavailable, "no answer"));
+        }
+        state.reports.push(report.clone());
+        Ok(())
+    }
+
+    async fn popularity(&self, _: RepositoryId, _: Version) -> Result<Option<Popularity>> {
+        let state = self.server.state.lock().unwrap();
+        if state.is_silent {
+            return Err(Error::new(ErrorKind::Unavailable, "no answer"));
+        }
+        Ok(state.popularity.clone())
+    }
+
     fn backend(&self, id: RepositoryId, _: Epoch) -> Result<Arc<dyn Backend>> {
-        Ok(Arc::new(Directory::open(self.server.repository(id))?))
+        let directory = Directory::open(self.server.repository(id))?;
+        Ok(Arc::new(Heard { directory, server: Arc::clone(&self.server) }))
+    }
+}
+
+/// A repository of which it is noted what is read of packs.
+#[derive(Debug)]
+struct Heard {
+    directory: Directory,
+    server: Arc<Directories>,
+}
+
+#[async_trait]
+impl Backend for Heard {
+    async fn read(&self, name: &ObjectName, range: Option<Range<u64>>) -> Result<Bytes> {
+        self.directory.read(name, range).await
+    }
+
+    async fn stream(&self, name: &ObjectName, range: Range<u64>) -> Result<Pieces> {
+        if let ObjectName::Pack(_) = name {
+            self.server.state.lock().unwrap().reads.push(range.clone());
+        }
+        self.directory.stream(name, range).await
+    }
+
+    async fn size(&self, name: &ObjectName) -> Result<Option<u64>> {
+        self.directory.size(name).await
+    }
+
+    async fn write(&self, name: &ObjectName, bytes: Bytes) -> Result<()> {
+        self.directory.write(name, bytes).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+        self.directory.list(prefix).await
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<()> {
+        self.directory.delete(name).await
+    }
+
+    async fn head(&self) -> Result<Option<Version>> {
+        self.directory.head().await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<()> {
+        self.directory.commit(commit).await
+    }
+
+    async fn exclusive(&self) -> Result<Exclusive> {
+        self.directory.exclusive().await
+    }
+
+    async fn remove_leftovers(&self, before: Timestamp) -> Result<u64> {
+        self.directory.remove_leftovers(before).await
     }
 }

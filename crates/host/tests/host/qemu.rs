@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use collective_api::HostClient;
@@ -9,6 +10,7 @@ use collective_api::host::{
     ApplianceStatus, ExecRequest, InstanceState, StartRequest, StopRequest, UndoRequest,
 };
 use collective_api::keybag::UserSecret;
+use collective_api::server::{ReadPart, ReadReport};
 use collective_host::publisher::{self, Images, PublishOptions};
 use collective_model::{ErrorKind, Monitor, Progress, RepositoryId};
 use collective_repository::backend::Directory;
@@ -18,7 +20,8 @@ use collective_vm::image::{BuildOptions, Recipe, Unwatched};
 use crate::daemon::{Computer, name};
 use crate::directories::Directories;
 
-struct Quiet;
+/// Watches nothing.
+pub struct Quiet;
 
 impl Monitor for Quiet {
     fn progress(&self, _: Progress) {}
@@ -78,6 +81,22 @@ async fn backed_up(client: &HostClient) -> ApplianceStatus {
     client.appliance(&name("tiny")).await.unwrap()
 }
 
+/// Waits until so many reports came, of which the last are of these parts.
+async fn reported(server: &Directories, count: usize, last: &[ReadPart]) {
+    let come = async {
+        while server.reports().len() < count {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), come).await.expect("they are reported");
+    let reports = server.reports();
+    assert_eq!(reports.len(), count);
+    let parts: Vec<ReadPart> = reports.iter().map(|report| report.part).collect();
+    assert!(parts.ends_with(last), "{parts:?}");
+    let reads = |report: &ReadReport| report.part == ReadPart::Use || report.read_bytes > 1 << 20;
+    assert!(reports.iter().all(reads), "{reports:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_disk_survives_daemons_and_moves_between_hosts() {
     let work = tempfile::tempdir().unwrap();
@@ -100,7 +119,14 @@ async fn a_user_disk_survives_daemons_and_moves_between_hosts() {
     assert_eq!(status.state, InstanceState::Running);
     assert_eq!(status.user_disk.unwrap().version.unwrap().number(), 2);
     run(&client, "echo two > /home/note && sync").await;
+    server.silent(true);
     stop(&client, false).await;
+    // What cannot be said now is said by the next daemon.
+    assert!(attic.directory.path().join("d/users/ann/tiny/reports.json").exists());
+    host.shutdown().await.unwrap();
+    server.silent(false);
+    let (host, client) = attic.daemon().await;
+    reported(&server, 1, &[ReadPart::Use]).await;
     let status = backed_up(&client).await;
     let disk = status.user_disk.unwrap();
     assert_eq!((disk.version.unwrap().number(), disk.backlog_bytes), (3, 0));
@@ -133,4 +159,5 @@ async fn a_user_disk_survives_daemons_and_moves_between_hosts() {
     assert!(Path::new(&kept[0]).exists());
     host.shutdown().await.unwrap();
     other_host.shutdown().await.unwrap();
+    reported(&server, 5, &[ReadPart::Start, ReadPart::Use]).await;
 }

@@ -1,7 +1,7 @@
 //! What to read for a disk, and in which order. Pure, but for asking files where their holes are.
 //!
 //! Pieces are laid over each other, holes become zeros, and what is left is put into the order in which it will lie in packs: first as the
-//! recorded start touches it, then as the disk has it. Small runs are put together into batches, the unit of work of a reader.
+//! recorded start touches it, then what is read most, then as the disk has it. Small runs are put together into batches, the unit of work of a reader.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -71,12 +71,22 @@ pub(super) fn plan_disk(source: &DiskSource, trace: &[BlockRange]) -> Result<Dis
         }
     }
     let read_bytes = data.values().map(|run: &Run| run.range.length_bytes()).sum();
-    Ok(DiskPlan { covered, batches: ordered_batches(data, trace), read_bytes })
+    let batches = ordered_batches(data, Order { trace, popular: &source.popular });
+    Ok(DiskPlan { covered, batches, read_bytes })
+}
+
+/// What comes first in packs.
+#[derive(Clone, Copy)]
+pub(super) struct Order<'a> {
+    /// What a recorded start touches.
+    pub trace: &'a [BlockRange],
+    /// What is read most besides.
+    pub popular: &'a [BlockRange],
 }
 
 /// Puts runs, given by where they start, into the order of packs and into batches.
-pub(super) fn ordered_batches(data: BTreeMap<u64, Run>, trace: &[BlockRange]) -> Vec<Batch> {
-    batches(in_order(data, trace))
+pub(super) fn ordered_batches(data: BTreeMap<u64, Run>, order: Order<'_>) -> Vec<Batch> {
+    batches(in_order(data, order))
 }
 
 fn check_piece(source: &DiskSource, piece: &Piece, blocks: u64) -> Result<()> {
@@ -180,10 +190,12 @@ fn next_data(file: &File, part: Range<u64>) -> Result<Option<Range<u64>>, Errno>
     Ok((start < part.end).then(|| start..end.min(part.end)))
 }
 
-/// Puts runs into the order of packs: as the trace has them, then as the disk has them.
-fn in_order(mut data: BTreeMap<u64, Run>, trace: &[BlockRange]) -> Vec<Run> {
+/// Puts runs into the order of packs: as the trace has them, then by popularity, then as the disk has them.
+fn in_order(mut data: BTreeMap<u64, Run>, order: Order<'_>) -> Vec<Run> {
     let mut ordered = Vec::new();
-    for wanted in trace {
+    let traced = order.trace.iter().map(|wanted| (wanted, true));
+    let popular = order.popular.iter().map(|wanted| (wanted, false));
+    for (wanted, traced) in traced.chain(popular).filter(|(wanted, _)| !wanted.is_empty()) {
         let before = data.range(..wanted.start).next_back().map(|(at, _)| *at);
         let end = wanted.start.saturating_add(wanted.count);
         let within: Vec<u64> = before
@@ -197,7 +209,7 @@ fn in_order(mut data: BTreeMap<u64, Run>, trace: &[BlockRange]) -> Vec<Run> {
             for rest in rests.into_iter().flatten() {
                 data.insert(rest.range.start, rest);
             }
-            ordered.extend(taken.map(|taken| Run { traced: true, ..taken }));
+            ordered.extend(taken.map(|taken| Run { traced, ..taken }));
         }
     }
     ordered.extend(data.into_values());
@@ -267,6 +279,7 @@ mod tests {
             base: None,
             pieces: pieces.iter().map(piece).collect(),
             trace: None,
+            popular: Vec::new(),
         }
     }
 
@@ -309,6 +322,26 @@ mod tests {
                 (0, 4, 0, false),
                 (6, 6, 6, false),
                 (16, 4, 16, false)
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_read_most_comes_behind_what_a_start_touches_and_before_the_rest() {
+        let image = file(30, &(0..30).collect::<Vec<_>>());
+        let popular = vec![BlockRange::new(20, 4), BlockRange::new(8, 4), BlockRange::new(90, 1)];
+        let source = DiskSource { popular, ..source(30, &[(0, 30, &image)]) };
+        let trace = [BlockRange::new(10, 1), BlockRange::new(11, 0)];
+        assert_eq!(
+            reads(&plan_disk(&source, &trace).unwrap()),
+            [
+                (10, 1, 10, true),
+                (20, 4, 20, false),
+                (8, 2, 8, false),
+                (11, 1, 11, false),
+                (0, 8, 0, false),
+                (12, 8, 12, false),
+                (24, 6, 24, false)
             ]
         );
     }

@@ -21,7 +21,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::PlannedDisk;
 use super::assemble::PlacedRun;
-use super::plan::{Run, ordered_batches};
+use super::plan::{Order, Run, ordered_batches};
 use crate::frame::FrameRef;
 use crate::manifest::PackEntry;
 use crate::pack::HEADER_BYTES;
@@ -100,7 +100,8 @@ impl Repository {
                 })
                 .collect();
             plan.shown.retain(|run| !runs.contains_key(&run.start));
-            plan.batches.extend(ordered_batches(runs, &plan.trace.ranges));
+            let order = Order { trace: &plan.trace.ranges, popular: &[] };
+            plan.batches.extend(ordered_batches(runs, order));
         }
         Ok(moved.iter().map(|(moving, _)| moving.run.frame.pack).collect())
     }

@@ -146,6 +146,7 @@ pub fn layer(blocks: usize, base: Option<u64>, runs: Vec<(u64, Content)>) -> Dis
         base: base.map(version),
         pieces: runs.into_iter().map(piece).collect(),
         trace: None,
+        popular: Vec::new(),
     }
 }
 

@@ -13,6 +13,7 @@ use super::{Input, absent, exists_already};
 use crate::answer::Answer;
 use crate::caller::Caller;
 use crate::database::{Row, Value, text};
+use crate::popularity;
 use crate::state::State;
 use crate::upkeep::record;
 
@@ -99,5 +100,6 @@ async fn appliance(state: &State, row: &Row) -> Result<Appliance> {
     let head = Version::new(row.integer(2)?.unsigned_abs());
     let retention = row.json_optional(3)?;
     let check = record::check_of(state, repository.id).await?;
-    Ok(Appliance { name, repository, head, groups, stored_bytes, retention, check })
+    let reads = popularity::overview(state, repository.id).await?;
+    Ok(Appliance { name, repository, head, groups, stored_bytes, retention, check, reads })
 }

@@ -45,9 +45,9 @@ const STALL: Duration = Duration::from_secs(60);
 const LOOKUPS: usize = 16;
 
 /// What a caller may do with a repository.
-struct Access {
-    descriptor: Descriptor,
-    head: Option<Version>,
+pub struct Access {
+    pub descriptor: Descriptor,
+    pub head: Option<Version>,
     may_write: bool,
     may_list: bool,
     /// Whose lock must be held for writing; none for an appliance.
@@ -180,7 +180,7 @@ async fn discard(name: &ObjectName, pieces: &mut BodyDataStream) {
 }
 
 /// Decides what a caller may do with a repository; who may do nothing learns nothing.
-async fn access(state: &State, caller: &Caller, id: RepositoryId) -> Result<Access> {
+pub async fn access(state: &State, caller: &Caller, id: RepositoryId) -> Result<Access> {
     let sql = "select repositories.descriptor, repositories.head, appliances.name, \
         subscriptions.user_name from repositories \
         left join appliances on appliances.repository = repositories.id \

@@ -350,7 +350,14 @@ fn disk(role: DiskRole, file: Option<File>) -> DiskSource {
         what: PieceData::File { file: Arc::new(file), offset: 0 },
     };
     let pieces = file.map(piece).into_iter().collect();
-    DiskSource { role, size_bytes: DISK_BYTES, base: None, pieces, trace: None }
+    DiskSource {
+        role,
+        size_bytes: DISK_BYTES,
+        base: None,
+        pieces,
+        trace: None,
+        popular: Vec::new(),
+    }
 }
 
 async fn publish_disk(

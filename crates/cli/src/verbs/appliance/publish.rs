@@ -121,6 +121,11 @@ async fn publish(
             watch.stage("the server looks for damage");
             options.distrusted = damaged_packs(server, &arguments.appliance).await?;
         }
+        if let Some(head) = appliance.head {
+            // Without the counts it is packed as it always was.
+            let counts = server.popularity(appliance.repository.id, head).await;
+            options.popularity = counts.ok().flatten();
+        }
         let repository = show::open(server, &appliance).await?;
         repository.note_unfinished_in(unfinished.clone());
         publisher::publish(&repository, &signer, &images, &options, watch).await

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use collective_api::ServerClient;
-use collective_api::server::Appliance;
+use collective_api::server::{Appliance, VersionReads};
 use collective_model::{
     ApplianceName, ByteCount, DiskRole, Epoch, Hardware, Result, Timestamp, Version,
 };
@@ -20,6 +20,8 @@ use crate::verbs::names;
 use crate::verbs::retention::said;
 
 /// Show one appliance and its versions
+///
+/// FORETOLD says which part of what starts of a version read was in its boot trace, as computers report.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  collective appliance show debian\n  \
     collective appliance show debian --version 2")]
@@ -39,6 +41,8 @@ struct Shown {
     notes: String,
     hardware: Option<Hardware>,
     disks: Vec<Disk>,
+    /// How well its boot trace foretells starts, as hosts report; null before the first did.
+    reads: Option<VersionReads>,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,7 +61,7 @@ pub async fn run(arguments: Arguments, server: &ServerClient, context: &Context)
     };
     let mut shown = Vec::new();
     for version in versions {
-        shown.push(Shown::of(repository.version(version).await?.manifest()));
+        shown.push(Shown::of(repository.version(version).await?.manifest(), &appliance.reads));
     }
     if arguments.version.is_none() {
         context.output.object("server_appliance", &appliance);
@@ -84,7 +88,7 @@ pub async fn open(server: &ServerClient, appliance: &Appliance) -> Result<Reposi
 }
 
 impl Shown {
-    fn of(manifest: &Manifest) -> Self {
+    fn of(manifest: &Manifest, reads: &[VersionReads]) -> Self {
         let disks = manifest
             .disks
             .iter()
@@ -100,6 +104,7 @@ impl Shown {
             notes: manifest.notes.clone(),
             hardware: manifest.hardware.clone(),
             disks,
+            reads: reads.iter().find(|reads| reads.version == manifest.version).copied(),
         }
     }
 
@@ -118,11 +123,20 @@ impl Shown {
             let size = ByteCount(disk.size_bytes);
             lines.push(format!("  {:<11}{size}{trace}", disk.role.name()));
         }
+        if let Some(reads) = &self.reads {
+            lines.push(format!("  foretold   {}", foretold(reads)));
+        }
         if !self.notes.is_empty() {
             lines.push(format!("  notes      {}", text::plain(&self.notes)));
         }
         lines.join("\n")
     }
+}
+
+/// Says how well a boot trace foretold what starts read.
+fn foretold(reads: &VersionReads) -> String {
+    let part = text::part_of(reads.foretold_bytes, reads.read_bytes);
+    format!("{part} of {}", text::count_of(reads.starts, "start"))
 }
 
 fn overview(appliance: &Appliance, versions: &[Shown]) -> String {
@@ -147,10 +161,17 @@ fn overview(appliance: &Appliance, versions: &[Shown]) -> String {
                 version.version.to_string(),
                 text::ago(version.time, now),
                 ByteCount(size).to_string(),
+                version.reads.as_ref().map_or_else(|| "-".to_owned(), foretold),
                 version.notes.clone(),
             ]
         })
         .collect();
-    let columns = [figures("VERSION"), words("PUBLISHED"), figures("DISKS"), words("NOTES")];
+    let columns = [
+        figures("VERSION"),
+        words("PUBLISHED"),
+        figures("DISKS"),
+        words("FORETOLD"),
+        words("NOTES"),
+    ];
     format!("{head}\n{}", draw(&columns, rows, "no version published yet"))
 }

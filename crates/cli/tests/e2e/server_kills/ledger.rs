@@ -106,7 +106,14 @@ fn disk(role: DiskRole, id: u64) -> DiskSource {
     }
     let what = PieceData::File { file: Arc::new(file), offset: 0 };
     let pieces = vec![Piece { range: BlockRange::new(0, BLOCKS), what }];
-    DiskSource { role, size_bytes: BLOCKS * BLOCK_BYTES, base: None, pieces, trace: None }
+    DiskSource {
+        role,
+        size_bytes: BLOCKS * BLOCK_BYTES,
+        base: None,
+        pieces,
+        trace: None,
+        popular: Vec::new(),
+    }
 }
 
 fn block_bytes(id: u64, block: u64) -> Vec<u8> {
