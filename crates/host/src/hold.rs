@@ -16,12 +16,8 @@ use collective_model::{
     ApplianceName, BlockRange, ByteCount, DiskRole, Epoch, Error, ErrorKind, Monitor, Progress,
     Result, UserName, Version,
 };
-<<<<<<< HEAD
 use collective_repository::backend::Backend;
-use collective_repository::{Descriptor, VersionReader};
-=======
-use collective_repository::{Trace, VersionReader};
->>>>>>> popular
+use collective_repository::{Descriptor, Trace, VersionReader};
 use serde::{Deserialize, Serialize};
 
 use crate::core::Core;
@@ -80,17 +76,13 @@ pub(crate) async fn hold(
         let user = user_disk(core, session, name, &profile).await?;
         let mut disks = vec![(DiskRole::System, version.clone())];
         disks.extend(user.clone().map(|user| (DiskRole::User, user)));
-<<<<<<< HEAD
-        let frames = complete(core, &disks, handle).await?;
+        let counts = popular(core, session, name, &profile, &version).await;
+        let popular = counts.as_ref().map(popularity::ranked).unwrap_or_default();
+        let frames = complete(core, &disks, popular, handle).await?;
         keep_index(core, session, &profile.appliance(name)?.descriptor, &disks[0]).await?;
         if let (Some(subscribed), [_, user]) = (profile.subscription(name), disks.as_slice()) {
             keep_index(core, session, &subscribed.descriptor, user).await?;
         }
-=======
-        let counts = popular(core, session, name, &profile, &version).await;
-        let popular = counts.as_ref().map(popularity::ranked).unwrap_or_default();
-        let frames = complete(core, &disks, popular, handle).await?;
->>>>>>> popular
         core.cache.pin(&pin_name(&paths), frames);
         hold.complete = Some(version.manifest().version);
         hold.user_disk = user.map(|user| user.manifest().version);

@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 use collective_model::{BLOCK_BYTES, Digest, Error, ErrorKind, Result};
 use zstd::bulk::Compressor;
+use zstd::zstd_safe::CParameter;
 
 use crate::backend::ObjectName;
 use crate::filter;
@@ -21,20 +22,27 @@ pub const MAX_FRAME_BLOCKS: u32 = 256;
 /// How hard a frame is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effort {
-    /// zstd 1: for the bulk of a first version, most of which is read by nobody.
+    /// zstd 3 with small tables: for the bulk of a first version, most of which is read by nobody.
     Little,
     /// zstd 3, and the filter where there is code: for what travels to hosts at every start and with every update.
     Much,
+    /// zstd 7 and the filter: for a small update, or the first of a large one.
+    Most,
 }
 
 impl Effort {
-    const ALL: usize = 2;
+    const ALL: usize = 3;
 
-    const fn level(self) -> i32 {
-        match self {
-            Self::Little => 1,
-            Self::Much => 3,
+    fn compressor(self) -> std::io::Result<Compressor<'static>> {
+        let mut compressor = Compressor::new(if self == Self::Most { 7 } else { 3 })?;
+        if self == Self::Little {
+            for parameter in
+                [CParameter::MinMatch(5), CParameter::HashLog(14), CParameter::ChainLog(15)]
+            {
+                compressor.set_parameter(parameter)?;
+            }
         }
+        Ok(compressor)
     }
 }
 
@@ -164,7 +172,7 @@ pub(crate) struct FrameEncoder {
 
 impl FrameEncoder {
     pub fn encode(&self, plain: &[u8], effort: Effort, sealer: &Sealer) -> Result<EncodedFrame> {
-        let filtered = (effort == Effort::Much).then(|| filtered(plain)).flatten();
+        let filtered = (effort != Effort::Little).then(|| filtered(plain)).flatten();
         let (codec, compressed) = match filtered {
             Some(filtered) => (Codec::FilteredZstd, self.compress(&filtered, effort)?),
             None => (Codec::Zstd, self.compress(plain, effort)?),
@@ -184,7 +192,7 @@ impl FrameEncoder {
         let kept = idle().pop();
         let mut compressor = match kept {
             Some(compressor) => compressor,
-            None => Compressor::new(effort.level()).map_err(failed)?,
+            None => effort.compressor().map_err(failed)?,
         };
         let compressed = compressor.compress(plain).map_err(failed)?;
         idle().push(compressor);

@@ -27,7 +27,6 @@ use self::assemble::{PlacedRun, index_of, needed_packs, uncovered};
 use self::pipeline::{Pipeline, StoredRuns};
 use self::plan::{Batch, plan_disk};
 use crate::backend::{Commit, ObjectName, PartKind};
-use crate::frame::Effort;
 use crate::index::Index;
 use crate::keys::SigningKey;
 use crate::manifest::{self, DiskManifest, Manifest, PackEntry, TraceEntry, check_disk_size};
@@ -173,10 +172,7 @@ impl Repository {
         let mut pipeline = Pipeline::new(self, known, publication.sink.clone(), watch);
         pipeline.total_bytes = read_bytes;
         pipeline.time = publication.time;
-        pipeline.effort = match publication.parent {
-            Some(_) => Effort::Much,
-            None => Effort::Little,
-        };
+        pipeline.is_update = publication.parent.is_some();
         let mut disks = Vec::new();
         for (source, plan) in publication.disks.iter().zip(plans) {
             let stored = pipeline.store(plan.batches, source.size_bytes).await?;

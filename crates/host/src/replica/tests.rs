@@ -215,6 +215,7 @@ async fn many_extents() -> (Arc<dyn Backend>, Trust) {
         base: None,
         pieces: (0..EXTENTS).map(piece).collect(),
         trace: None,
+        popular: Vec::new(),
     };
     let publication = Publication {
         parent: None,

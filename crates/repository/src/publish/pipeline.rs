@@ -9,7 +9,7 @@
 //! bounded at every stage: some batches, some frames, two packs.
 
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use collective_model::{
@@ -38,6 +38,9 @@ const FRAMES_PER_CORE: usize = 4;
 /// Batches read, or waiting to be looked up, for each core: at 1 MiB each.
 const BATCHES_PER_CORE: usize = 2;
 
+/// Frames of an update that get the most effort: a small one whole, at a fraction of a second.
+const MOST_EFFORT_FRAMES: usize = 64;
+
 const BLOCK: usize = BLOCK_BYTES as usize;
 
 /// Takes the blocks of a publication and stores those that are new.
@@ -55,10 +58,12 @@ pub(super) struct Pipeline<'a> {
     packs: Vec<Option<PackEntry>>,
     pub stats: PublishStats,
     pub total_bytes: u64,
-    /// How hard frames are compressed that no recorded start touches; those that one does are always compressed hard.
-    pub effort: Effort,
+    /// Whether there is a version before, of which hosts may have all that is not new.
+    pub is_update: bool,
     /// The time of the publication.
     pub time: Timestamp,
+    /// Memory of batches that were taken, for those to come: clearing it anew would cost as much as reading.
+    buffers: Arc<Mutex<Vec<Vec<u8>>>>,
     cores: usize,
 }
 
@@ -125,7 +130,8 @@ impl<'a> Pipeline<'a> {
             packs: Vec::new(),
             stats: PublishStats::default(),
             total_bytes: 0,
-            effort: Effort::Much,
+            is_update: false,
+            buffers: Arc::default(),
             time: Timestamp(0),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
         }
@@ -134,16 +140,20 @@ impl<'a> Pipeline<'a> {
     /// Takes all blocks of a disk, whose last block may be cut by `size_bytes`.
     pub async fn store(&mut self, batches: Vec<Batch>, size_bytes: u64) -> Result<StoredRuns> {
         let mut runs = Vec::new();
-        let sealer = self.repository.sealer().clone();
+        let (sealer, buffers) = (self.repository.sealer().clone(), Arc::clone(&self.buffers));
         let mut hashed = stream::iter(batches)
             .map(|batch| {
-                let sealer = sealer.clone();
-                tokio::task::spawn_blocking(move || read_and_hash(batch, size_bytes, &sealer))
+                let (sealer, buffers) = (sealer.clone(), Arc::clone(&buffers));
+                tokio::task::spawn_blocking(move || {
+                    let plain = lock(&buffers).pop().unwrap_or_default();
+                    read_and_hash(batch, plain, size_bytes, &sealer)
+                })
             })
             .buffered(BATCHES_PER_CORE * self.cores);
         while let Some(batch) = hashed.next().await {
             let batch = batch.or_error(ErrorKind::Internal, broken_off)??;
             self.take(&batch, &mut runs);
+            lock(&self.buffers).push(batch.plain);
             self.pack_until(FRAMES_PER_CORE * self.cores).await?;
             self.report();
         }
@@ -230,7 +240,11 @@ impl<'a> Pipeline<'a> {
         self.gathering.cut_frames += 1;
         let encoder = self.repository.encoder().clone();
         let sealer = self.repository.sealer().clone();
-        let effort = if self.gathering.traced { Effort::Much } else { self.effort };
+        let effort = match (self.is_update, self.gathering.traced) {
+            (true, _) if self.gathering.cut_frames <= MOST_EFFORT_FRAMES => Effort::Most,
+            (true, _) | (false, true) => Effort::Much,
+            (false, false) => Effort::Little,
+        };
         self.compressing.push_back(tokio::task::spawn_blocking(move || {
             let frame = encoder.encode(&plain, effort, &sealer)?;
             Ok(CompressedFrame { frame, plain, hashes })
@@ -320,18 +334,30 @@ async fn store_pack(repository: &Repository, pack: FinishedPack) -> Result<PackE
     Ok(pack.entry)
 }
 
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Whoever panicked left memory that may hold anything anyway.
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn last_goes_on(run: &NumberedRun, block: u64, number: u32) -> bool {
     run.start + u64::from(run.count) == block && run.number + run.count == number
 }
 
-fn read_and_hash(batch: Batch, size_bytes: u64, sealer: &Sealer) -> Result<HashedBatch> {
-    let mut plain = vec![0; batch.blocks() as usize * BLOCK];
+/// Reads a batch into memory that may hold anything.
+fn read_and_hash(
+    batch: Batch,
+    mut plain: Vec<u8>,
+    size_bytes: u64,
+    sealer: &Sealer,
+) -> Result<HashedBatch> {
+    plain.resize(batch.blocks() as usize * BLOCK, 0);
     let mut at = 0;
     for run in &batch.runs {
         let length = run.range.length_bytes() as usize;
-        // What lies beyond the disk's end in its last block stays zero.
         let on_disk = size_bytes.saturating_sub(run.range.offset_bytes()) as usize;
-        let part = &mut plain[at..at + length.min(on_disk)];
+        let (part, beyond) = plain[at..at + length].split_at_mut(length.min(on_disk));
+        // What lies beyond the disk's end in its last block is zero.
+        beyond.fill(0);
         run.file.read_exact_at(part, run.offset).or_io(|| {
             format!("cannot read the file of a disk at {} (did it change?)", run.offset)
         })?;

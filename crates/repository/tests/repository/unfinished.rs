@@ -24,7 +24,14 @@ fn disk() -> DiskSource {
     }
     let what = PieceData::File { file: Arc::new(file), offset: 0 };
     let pieces = vec![Piece { range: BlockRange::covering(0, DISK_BYTES), what }];
-    DiskSource { role: DiskRole::System, size_bytes: DISK_BYTES, base: None, pieces, trace: None }
+    DiskSource {
+        role: DiskRole::System,
+        size_bytes: DISK_BYTES,
+        base: None,
+        pieces,
+        trace: None,
+        popular: Vec::new(),
+    }
 }
 
 /// The repository behind a line that breaks at every pack from this one on, and the packs that came through.
