@@ -243,19 +243,19 @@ impl Fetcher {
         }
     }
 
-    /// Waits for a turn and sets frames off that nobody waits for, none that is here or on its way. The flight is over when
-    /// all have come or were given up; dropping `flights` ends it.
+    /// Waits for a turn and sets frames off that nobody waits for, none that is here. The flight is over when all have come or
+    /// were given up; dropping `flights` ends it. Returns those that were on their way already, by somebody else's flight.
     pub(crate) async fn ahead(
         &self,
         origin: &Arc<Origin>,
         frames: &[FrameRef],
         why: Why,
         flights: &mut JoinSet<()>,
-    ) {
+    ) -> Vec<FrameRef> {
         let missing = frames.iter().filter(|frame| !self.inner.cache.contains(&frame.hash));
         let missing: Vec<_> = missing.copied().collect();
         if missing.is_empty() {
-            return;
+            return Vec::new();
         }
         let class = match why {
             Why::Replay => Class::Replay,
@@ -264,6 +264,8 @@ impl Fetcher {
         let turn = self.inner.turns.take(class, stored_bytes(&missing)).await;
         // Some may have come while this stood in line.
         let batch = self.inner.take_off(&missing);
+        let is_own = |frame: &FrameRef| batch.iter().any(|aloft| aloft.frame.hash == frame.hash);
+        let others = missing.into_iter().filter(|frame| !is_own(frame)).collect();
         let batch: Vec<_> = batch
             .into_iter()
             .filter(|aloft| !self.inner.cache.contains(&aloft.frame.hash))
@@ -272,6 +274,12 @@ impl Fetcher {
             let flight = Arc::clone(&self.inner).fly(Arc::clone(origin), batch, class, Some(turn));
             flights.spawn_on(flight, &self.inner.runtime);
         }
+        others
+    }
+
+    /// Waits until somebody else's flight of a frame is over, however it ends.
+    pub(crate) async fn over(&self, frame: &FrameRef) {
+        self.inner.flights.over(&frame.hash).await;
     }
 
     /// Runs a call until it succeeds; the wait says why it does not.

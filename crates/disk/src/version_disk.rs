@@ -139,7 +139,7 @@ impl VersionDisk {
     ) -> Vec<Digest> {
         let (mut known, mut frames, mut batch) = (HashSet::new(), Vec::new(), Vec::new());
         let (fetcher, origin) = (&self.inner.fetcher, &self.inner.origin);
-        let mut flights = JoinSet::new();
+        let (mut flights, mut others) = (JoinSet::new(), Vec::new());
         let mut blocks = 0;
         for range in self.looks(ranges) {
             for frame in self.frames_of(range).await {
@@ -148,14 +148,20 @@ impl VersionDisk {
                     batch.push(frame);
                 }
                 if self.is_full(&batch) {
-                    fetcher.ahead(origin, &std::mem::take(&mut batch), why, &mut flights).await;
+                    let batch = std::mem::take(&mut batch);
+                    others.extend(fetcher.ahead(origin, &batch, why, &mut flights).await);
                 }
                 while flights.try_join_next().is_some() {}
             }
             blocks += range.count;
             progress(blocks);
         }
-        fetcher.ahead(origin, &batch, why, &mut flights).await;
+        others.extend(fetcher.ahead(origin, &batch, why, &mut flights).await);
+        while let Some(frame) = others.pop() {
+            // Whoever brings it may be cut short, and then it is ours to bring.
+            fetcher.over(&frame).await;
+            others.extend(fetcher.ahead(origin, &[frame], why, &mut flights).await);
+        }
         while flights.join_next().await.is_some() {}
         frames
     }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use collective_model::Digest;
 use collective_repository::FrameRef;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::late::{ReadWait, Reason};
 
@@ -32,6 +32,8 @@ type Table = HashMap<Digest, watch::Receiver<Flight>>;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Flights {
     table: Arc<Mutex<Table>>,
+    /// Told whenever a flight is over.
+    over: Arc<Notify>,
 }
 
 impl Flights {
@@ -49,6 +51,19 @@ impl Flights {
     /// Joins the flight of a frame.
     pub fn find(&self, frame: &Digest) -> Option<watch::Receiver<Flight>> {
         self.lock().get(frame).cloned()
+    }
+
+    /// Waits until a frame has no flight, without joining it: who waits so keeps nobody from giving it up.
+    pub async fn over(&self, frame: &Digest) {
+        loop {
+            let over = self.over.notified();
+            tokio::pin!(over);
+            over.as_mut().enable();
+            if !self.lock().contains_key(frame) {
+                return;
+            }
+            over.await;
+        }
     }
 
     /// Ends flights that nobody joined; false, and nothing is ended, if somebody did.
@@ -96,6 +111,8 @@ impl Drop for Aloft {
         if table.get(&self.frame.hash).is_some_and(own) {
             table.remove(&self.frame.hash);
         }
+        drop(table);
+        self.flights.over.notify_waiters();
     }
 }
 
@@ -136,5 +153,34 @@ impl Homeless {
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<(Digest, Bytes)>> {
         self.frames.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use collective_model::Digest;
+    use collective_repository::{Codec, FrameRef};
+    use futures::FutureExt;
+
+    use super::Flights;
+
+    #[tokio::test]
+    async fn the_end_of_a_flight_is_heard_by_who_did_not_join_it_however_it_ends() {
+        let hash = Digest([7; 32]);
+        let (pack, codec) = (Digest([0; 32]), Codec::Raw);
+        let frame = FrameRef { hash, pack, offset: 0, stored_bytes: 1, blocks: 1, codec };
+        let flights = Flights::default();
+        assert!(flights.over(&hash).now_or_never().is_some(), "there is none");
+        for is_given_up in [false, true] {
+            let aloft = flights.take_off(&frame).unwrap();
+            let over = flights.over(&hash);
+            tokio::pin!(over);
+            assert!(over.as_mut().now_or_never().is_none());
+            if is_given_up {
+                assert!(flights.give_up(std::slice::from_ref(&aloft)), "somebody joined it");
+            }
+            drop(aloft);
+            over.await;
+        }
     }
 }
