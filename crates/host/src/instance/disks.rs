@@ -79,7 +79,7 @@ impl Disks {
     /// Brings the boot of the system disk into the cache, in its order, and holds it there.
     pub(super) fn replay(&mut self, pin: String) {
         let (system, cache) = (self.system.clone(), self.fetcher.cache().clone());
-        let trace = self.reads.trace().clone();
+        let trace = self.reads.trace();
         self.ahead.push(AbortOnDropHandle::new(tokio::spawn(async move {
             let frames = system.replay(&trace).await;
             cache.pin(&pin, frames);

@@ -33,7 +33,7 @@ const REPORTS_WAITING: usize = 16;
 /// What the guest of one machine read.
 pub(super) struct Reads {
     map: Arc<ReadMap>,
-    trace: Trace,
+    trace: Arc<Trace>,
     version: Version,
     regions: Regions,
     stage: Stage,
@@ -56,7 +56,7 @@ impl Reads {
             false => Stage::Started { before: BlockSet::default(), report: None },
         };
         let (map, regions) = (ReadMap::new(disk.size_bytes()), Regions::of_disk(disk.size_bytes()));
-        Self { map: Arc::new(map), trace, version, regions, stage }
+        Self { map: Arc::new(map), trace: Arc::new(trace), version, regions, stage }
     }
 
     /// Where it is noted what is read.
@@ -64,8 +64,9 @@ impl Reads {
         Arc::clone(&self.map)
     }
 
-    pub(super) fn trace(&self) -> &Trace {
-        &self.trace
+    /// What the start was foretold to read.
+    pub(super) fn trace(&self) -> Arc<Trace> {
+        Arc::clone(&self.trace)
     }
 
     /// The guest is up: says how much of what it read the trace had foretold.

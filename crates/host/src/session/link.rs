@@ -275,13 +275,15 @@ mod tests {
     use bytes::Bytes;
     use collective_api::ServerClient;
     use collective_api::identity::{Certificate, DeviceKey, Identity};
+    use collective_api::server::{ReadPart, ReadReport};
     use collective_api::trust::Anchor;
-    use collective_model::{Digest, Epoch, Error, ErrorKind, RepositoryId, Timestamp};
+    use collective_model::{Digest, Epoch, Error, ErrorKind, RepositoryId, Timestamp, Version};
     use collective_repository::backend::{Backend, ObjectName};
     use futures::stream::{self, StreamExt, TryStreamExt};
     use tokio::net::UnixListener;
 
-    use super::{Link, Linked, Way, explained};
+    use super::{AtServer, Link, Linked, Way, explained};
+    use crate::remote::Remote;
     use crate::settings::{Life, Server};
 
     #[test]
@@ -317,6 +319,29 @@ mod tests {
         let pack = ObjectName::Pack(Digest([2; 32]));
         let mut pieces = linked.stream(&pack, 0..8).await.unwrap();
         assert_eq!(pieces.try_next().await.unwrap(), Some(Bytes::from_static(b"half")));
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn a_server_that_counts_nothing_is_asked_in_vain_and_told_in_vain() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("server.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let earlier = Router::new().fallback(|| async { StatusCode::NOT_FOUND });
+        let server = tokio::spawn(async move { axum::serve(listener, earlier).await });
+        let link = Arc::new(Link::new("ann".parse().unwrap(), way(&socket)));
+        let (remote, id) = (AtServer { link, host: None }, RepositoryId([1; 16]));
+        assert_eq!(remote.popularity(id, Version::FIRST).await.unwrap(), None);
+        let report = ReadReport {
+            version: Version::FIRST,
+            part: ReadPart::Use,
+            regions: Vec::new(),
+            read_bytes: 0,
+            foretold_bytes: 0,
+        };
+        // It is not kept for another try.
+        let refused = remote.report(id, &report).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::NotFound);
         server.abort();
     }
 

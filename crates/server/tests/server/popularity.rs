@@ -12,6 +12,7 @@ use crate::world::{Person, World, debian, new_id, on_both_databases};
 
 on_both_databases! {
     reports_are_counted_by_region_and_a_host_counts_once_a_day
+    hosts_that_report_at_once_all_count
     a_version_without_reports_has_those_of_the_one_before_and_what_is_pruned_is_forgotten
     only_who_may_read_an_appliance_reports_and_asks
     what_does_not_fit_or_is_garbage_is_refused_and_counts_nothing
@@ -50,6 +51,26 @@ async fn reports_are_counted_by_region_and_a_host_counts_once_a_day(world: World
     assert_eq!(popularity(&ann.client, id, 1).await.unwrap().uses, 2);
     ann.client.report(id, &report(1, ReadPart::Use, &[(3, 1)])).await.unwrap();
     assert_eq!(popularity(&ann.client, id, 1).await.unwrap().uses, 2);
+}
+
+async fn hosts_that_report_at_once_all_count(world: World) {
+    let key = world.peopled().await;
+    publish_system(&world, &key, 1).await.unwrap();
+    let id = repository(&world).await;
+    let mut people = Vec::new();
+    for computer in ["attic", "barn", "cellar", "den", "eaves"] {
+        people.push(world.login(&world.join(computer).await, "ann").await);
+    }
+    // What is left of yesterday is in everybody's way.
+    people[0].client.report(id, &report(1, ReadPart::Use, &[(3, 1)])).await.unwrap();
+    world.sql("update reporters set day = day - 1").await;
+    let start = report(1, ReadPart::Start, &[(0, 1)]);
+    let reports = people.iter().map(|person| person.client.report(id, &start));
+    for reported in futures::future::join_all(reports).await {
+        reported.unwrap();
+    }
+    let counted = popularity(&world.admin, id, 1).await.unwrap();
+    assert_eq!((counted.starts, runs(&counted)), (5, vec![(0, 1, 5, 0), (3, 1, 0, 1)]));
 }
 
 async fn a_version_without_reports_has_those_of_the_one_before_and_what_is_pruned_is_forgotten(
