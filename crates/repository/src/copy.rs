@@ -72,14 +72,16 @@ impl Repository {
         Ok(stats)
     }
 
-    /// Returns the versions that a mirror lacks, oldest first.
+    /// Returns the versions that a mirror lacks or does not show yet, oldest first.
     ///
     /// # Errors
     /// As [`head`](Self::head), and what the mirror says.
     pub async fn versions_missing(&self, mirror: &dyn Backend) -> Result<Vec<Version>> {
-        let mut missing = Vec::new();
+        let (head, mut missing) = (mirror.head().await?, Vec::new());
         for version in self.versions().await? {
-            if mirror.size(&ObjectName::Manifest(version)).await?.is_none() {
+            // One beyond its head was broken off before the last step.
+            if Some(version) > head || mirror.size(&ObjectName::Manifest(version)).await?.is_none()
+            {
                 missing.push(version);
             }
         }
