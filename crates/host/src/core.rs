@@ -11,12 +11,14 @@ use collective_api::host::{
     AcceleratorStatus, ApplianceStatus, CacheStatus, HostStatus, InstanceState, ServerStatus, Stay,
     VersionStatus, Versions,
 };
-use collective_disk::{Cache, CacheOptions, FetchSettings, Fetcher};
+use collective_disk::{Cache, CacheOptions, FetchSettings, Fetcher, VersionDisk};
 use collective_model::{
     ApplianceName, Epoch, Error, ErrorKind, Result, Timestamp, UserName, Version,
 };
 use collective_repository::retention::Candidate;
-use collective_repository::{Descriptor, Kind, Repository, Retention, Trust, retention};
+use collective_repository::{
+    Descriptor, DiskReader, Kind, Repository, Retention, Trust, retention,
+};
 use collective_vm::accelerator::{self, Probed};
 use collective_vm::qemu::Qemu;
 use tokio::sync::{OnceCell, watch};
@@ -26,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::HostOptions;
 use crate::admission::Desk;
 use crate::instance::Instances;
+use crate::mirrors::{self, Mirrors};
 use crate::operation::Operations;
 use crate::paths::Paths;
 use crate::record;
@@ -62,6 +65,7 @@ pub(crate) struct Core {
     pub(crate) operations: Operations,
     pub(crate) instances: Instances,
     pub(crate) fetcher: Fetcher,
+    mirrors: Mirrors,
     /// The line for the memory that guests may have.
     pub(crate) admission: Desk,
     /// Ends streams of events when the daemon goes down.
@@ -78,8 +82,11 @@ impl Core {
         let settings = SettingsStore::open(&paths)?;
         let cache_options = CacheOptions { capacity_bytes: options.cache_bytes };
         let cache = open_cache(&paths, cache_options).await?;
+        let mirrors = Mirrors::open(&options.mirrors)?;
+        let fetches = FetchSettings::default();
         Ok(Arc::new(Self {
-            fetcher: Fetcher::new(cache.clone(), FetchSettings::default()),
+            fetcher: Fetcher::with_mirrors(cache.clone(), fetches, mirrors.names()),
+            mirrors,
             admission: Desk::open(options.memory_mib),
             options,
             paths,
@@ -127,6 +134,7 @@ impl Core {
             }),
             sessions,
             cache: self.cache_status(),
+            sources: mirrors::status(&self.fetcher.sources()),
             accelerator: self.probed.get().map(|probe| AcceleratorStatus {
                 name: probe.accelerator.to_string(),
                 why: probe.why.clone(),
@@ -296,6 +304,12 @@ impl Core {
     ) -> Result<Repository> {
         let backend = Arc::new(self.replica(session, descriptor, epoch)?);
         Repository::open(backend, trust(session, descriptor)).await
+    }
+
+    /// A disk of a version, with all sources that its frames may come from.
+    pub(crate) fn disk(&self, reader: DiskReader) -> VersionDisk {
+        let mirrors = self.mirrors.of(reader.descriptor());
+        VersionDisk::with_mirrors(reader, mirrors, self.fetcher.clone())
     }
 
     pub(crate) fn replica(

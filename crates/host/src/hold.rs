@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use collective_api::host::{Held, HoldRequest};
-use collective_disk::VersionDisk;
 use collective_model::{
     ApplianceName, ByteCount, DiskRole, Epoch, Error, ErrorKind, Monitor, Progress, Result,
     UserName, Version,
@@ -160,7 +159,7 @@ async fn complete(
         // Kept beside the cache by this: without the server, a start needs it.
         let trace = version.trace(*role).await?;
         let data_bytes = version.manifest().disk(*role)?.data_bytes;
-        let disk = VersionDisk::new(version.disk(*role).await?, core.fetcher.clone());
+        let disk = core.disk(version.disk(*role).await?);
         disk.prefetch(&trace).await;
         let (disk_bytes, shown) = (disk.blocks().max(1), disk.clone());
         frames.extend(
@@ -260,7 +259,7 @@ async fn keep_boot(
         return Ok(());
     }
     let trace = version.trace(DiskRole::System).await?;
-    let disk = VersionDisk::new(version.disk(DiskRole::System).await?, core.fetcher.clone());
+    let disk = core.disk(version.disk(DiskRole::System).await?);
     disk.prefetch(&trace).await;
     let bytes = disk.stats().fetched_bytes;
     if bytes > 0 {

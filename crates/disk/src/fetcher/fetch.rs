@@ -167,7 +167,7 @@ impl<'a> Fetch<'a> {
 
     /// Fetches the frames, each of which lands as soon as it is there; returns those that did not come, and why.
     pub async fn run(mut self) -> (Vec<Aloft>, Option<Error>) {
-        self.ask((0..self.wishes.len()).collect());
+        self.ask(&(0..self.wishes.len()).collect::<Vec<_>>());
         while !self.askings.is_empty() && self.wishes.iter().any(|wish| wish.aloft.is_some()) {
             let deadline = self.deadline();
             let arriving = self.askings.iter_mut().map(|asking| asking.arriving.next());
@@ -188,8 +188,8 @@ impl<'a> Fetch<'a> {
     }
 
     /// Asks for frames, each of the best source that was not asked for it yet. Where there is none it is left.
-    fn ask(&mut self, places: Vec<usize>) {
-        for (source, places) in self.choose(&places) {
+    fn ask(&mut self, places: &[usize]) {
+        for (source, places) in self.choose(places) {
             let since = Instant::now();
             for place in &places {
                 self.wishes[*place].fresh.retain(|fresh| *fresh != source);
@@ -275,7 +275,7 @@ impl<'a> Fetch<'a> {
         let (mut left, others) = (places, &mut self.askings);
         left.retain(|place| !others.iter().any(|other| other.places.contains(place)));
         others.iter_mut().for_each(|other| other.is_raced = false);
-        self.ask(left);
+        self.ask(&left);
     }
 
     fn failed(&mut self, source: SourceId, error: Error) {
@@ -325,7 +325,7 @@ impl<'a> Fetch<'a> {
         }
         let bytes = self.choose(&awaited).values().map(|places| self.bytes_left(places)).sum();
         if self.inner.sources.rating().race(bytes) {
-            self.ask(awaited);
+            self.ask(&awaited);
         }
     }
 

@@ -23,9 +23,9 @@ const NEWEST: f64 = 0.25;
 /// What was learned is forgotten after so long: lines change.
 const FORGET: Duration = Duration::from_secs(60);
 /// A mirror is used until the repository is that much faster: it spares the server and the line to it.
-const MARGIN: f64 = 1.5;
-/// Answers that come this soon are not worth looking for better ones.
-const GOOD_ENOUGH: Duration = Duration::from_millis(100);
+const MARGIN: f64 = 2.0;
+/// Answers that come this soon are fast, as for the pace, and no better ones are looked for.
+const GOOD_ENOUGH: Duration = Duration::from_millis(250);
 /// How long a source of which nothing is known may show nothing before it is raced.
 const FIRST_PATIENCE: Duration = Duration::from_millis(750);
 /// What a known one may take beyond twice what is expected.

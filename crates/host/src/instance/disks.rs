@@ -50,7 +50,7 @@ impl Disks {
         version: &VersionReader,
     ) -> Result<Self> {
         let reader = version.disk(DiskRole::System).await?;
-        let system = VersionDisk::new(reader, core.fetcher.clone());
+        let system = core.disk(reader);
         record::make_directory(&paths.runtime)?;
         let export = Export::bind(paths.export_socket())?;
         export.add(&export_name(DiskRole::System, run.version), Arc::new(system.clone()))?;
@@ -109,7 +109,7 @@ impl Disks {
         let repository = core.repository(session, descriptor, collective_model::Epoch(0)).await?;
         let reader = repository.version(version).await?;
         let disk: DiskReader = reader.disk(DiskRole::User).await?;
-        let disk = VersionDisk::new(disk, self.fetcher.clone());
+        let disk = core.disk(disk);
         self.export.add(&export_name(DiskRole::User, version), Arc::new(disk.clone()))?;
         self.users.insert(version, disk);
         Ok(())
