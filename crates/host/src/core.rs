@@ -150,11 +150,12 @@ impl Core {
     }
 
     pub(crate) fn cache_status(&self) -> CacheStatus {
-        let cache = self.cache.stats();
+        let (cache, fetches) = (self.cache.stats(), self.fetcher.stats());
         CacheStatus {
             capacity_bytes: self.options.cache_bytes,
             used_bytes: cache.used_bytes,
-            fetched_bytes: self.fetcher.stats().fetched_bytes,
+            fetched_bytes: fetches.fetched_bytes,
+            raced_bytes: fetches.raced_bytes,
             frames: cache.frames,
             hits: cache.hits,
             misses: cache.misses,

@@ -274,10 +274,11 @@ impl Place {
         stored.map_ok(decode).try_buffered(DECODED_AT_ONCE).boxed()
     }
 
-    /// What a backend says of its objects is of their lengths: a copy that is too short lacks what comes after.
+    /// What a backend finds wrong is the length of an object: a copy that is too short lacks what comes after.
     fn blame(&self, error: Error) -> Error {
         if self.is_copy && error.kind() == ErrorKind::Corrupt {
-            return Error::new(ErrorKind::NotFound, "the copy is cut short").with_source(error);
+            return Error::new(ErrorKind::NotFound, "the copy has another length")
+                .with_source(error);
         }
         error
     }

@@ -117,6 +117,9 @@ pub struct CacheStatus {
     pub used_bytes: u64,
     /// Bytes that crossed the network since the daemon started.
     pub fetched_bytes: u64,
+    /// Bytes that were asked for of two sources since then because the first was slow.
+    #[serde(default)]
+    pub raced_bytes: u64,
     /// Frames that it holds.
     #[serde(default)]
     pub frames: u64,

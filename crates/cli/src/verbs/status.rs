@@ -219,6 +219,7 @@ fn about_source(source: &SourceStatus, now: Timestamp) -> String {
     if let Some(dropped) = &source.dropped {
         let (since, reason) = (text::ago(dropped.since, now), text::plain(&dropped.reason));
         let again = match dropped.until.since(now) {
+            _ if source.mirror.is_none() => "asked when no other has it".to_owned(),
             left if left.is_zero() => "tried with the next fetch".to_owned(),
             left => format!("tried again in {}", text::duration(left)),
         };

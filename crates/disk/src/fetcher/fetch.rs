@@ -177,7 +177,6 @@ impl<'a> Fetch<'a> {
                 () = sleep_until(deadline) => self.race(),
             }
         }
-        self.part_with_askings();
         // What was cut short is not in the cache, which costs another fetch.
         while self.storing.join_next().await.is_some() {}
         let left: Vec<_> = self.wishes.into_iter().filter_map(|wish| wish.aloft).collect();
@@ -247,6 +246,7 @@ impl<'a> Fetch<'a> {
                 if let Some(aloft) = self.wishes[place].aloft.take() {
                     self.inner.sources.rating().landed(asking.source, bytes);
                     self.inner.land(self.origin, aloft, plain, &mut self.storing);
+                    self.part_with_idle();
                 }
             }
             Some(Err((Some(pack), error))) if error.kind() == ErrorKind::NotFound => {
@@ -329,17 +329,24 @@ impl<'a> Fetch<'a> {
         }
     }
 
-    /// Cancels who is asked still, and judges them by who brought what.
-    fn part_with_askings(&mut self) {
-        let askings = std::mem::take(&mut self.askings);
-        for asking in &askings {
-            let outrun = |other: &Asking| other.since > asking.since && other.moved > asking.moved;
-            if asking.is_raced && askings.iter().any(outrun) {
+    /// Cancels those who have nothing more to bring, and judges them by who brought what.
+    fn part_with_idle(&mut self) {
+        let is_idle =
+            |asking: &Asking| asking.places.iter().all(|place| self.wishes[*place].aloft.is_none());
+        for asking in self.askings.iter().filter(|asking| is_idle(asking)) {
+            let outran = |other: &Asking| {
+                let has_same = other.places.iter().any(|place| asking.places.contains(place));
+                has_same && other.since > asking.since && other.moved > asking.moved
+            };
+            if asking.is_raced && self.askings.iter().any(outran) {
                 self.inner.sources.fault(asking.source, &Fault::Late);
             } else {
                 self.learn(asking);
             }
         }
+        let wishes = &self.wishes;
+        self.askings
+            .retain(|asking| asking.places.iter().any(|place| wishes[*place].aloft.is_some()));
     }
 
     fn learn(&self, asking: &Asking) {

@@ -121,6 +121,8 @@ pub(super) struct Rated {
     drops: u32,
     answers: u32,
     pub dropped: Option<Dropped>,
+    /// When it was last dropped.
+    dropped_at: Option<Instant>,
     lacking: BTreeMap<Digest, Instant>,
     pub fetched_bytes: u64,
     pub fetched_frames: u64,
@@ -168,7 +170,7 @@ impl Rating {
             .copied()
             .filter(is_untried)
             .max_by_key(|id| (*id != SourceId::REPOSITORY, std::cmp::Reverse(*id)));
-        untried.or(best).or(last_resort)
+        untried.or(best).or(last_resort).or(usable.first().copied())
     }
 
     /// How long a source may show nothing of so many bytes before another is asked for them as well.
@@ -207,7 +209,7 @@ impl Rating {
         let newest = pace_of(bytes, took);
         let pace = source.pace(now).map_or(newest, |pace| pace + (newest - pace) * NEWEST);
         source.pace = Some((pace, now));
-        if source.dropped.as_ref().is_some_and(|dropped| now < dropped.until) {
+        if source.dropped_at.is_some_and(|at| now < at + took) {
             // It was asked before it was dropped.
             return;
         }
@@ -235,6 +237,7 @@ impl Rating {
         source.drops = source.drops.saturating_add(1);
         source.answers = 0;
         source.pace = None;
+        source.dropped_at = Some(now);
         let since = source.dropped.as_ref().map_or(now, |dropped| dropped.since);
         let reason = fault.to_string().chars().take(REASON_SIGNS).collect();
         source.dropped = Some(Dropped { since, until, reason });

@@ -138,6 +138,16 @@ async fn a_mirror_that_lies_is_named_and_asked_no_more_and_no_wrong_byte_is_read
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_repository_that_is_damaged_is_read_around() {
+    let it = Mirrored::open(Manners::Lying, Manners::Honest).await;
+    it.check_all().await;
+    let [repository, mirror] = it.sources();
+    assert!(repository.fetched_bytes == 0 && mirror.fetched_bytes > 0, "{repository:?} {mirror:?}");
+    assert!(it.repository.requests() > 0 && it.fetcher.stats().failures == 0);
+    it.check_bytes(it.repository.sent_bytes());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_mirror_that_stalls_holds_up_one_read_for_a_moment() {
     for manners in [Manners::Silent, Manners::Stalling] {
         let it = Mirrored::open(Manners::Honest, manners).await;

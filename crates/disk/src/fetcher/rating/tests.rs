@@ -55,6 +55,7 @@ fn what_is_unknown_is_tried_by_one_request_at_a_time_and_not_at_all_where_all_is
         assert_eq!(choose(&rating, &all, now), Some(expected));
         rating.begun(expected);
     }
+    assert_eq!(choose(&rating, &[NEAR, FAR], now), Some(NEAR), "there is nobody else");
     answer(&mut rating, REPOSITORY, 900, now);
     assert_eq!(choose(&rating, &all, now), Some(REPOSITORY));
     rating.ended(FAR);
@@ -116,6 +117,12 @@ fn a_repository_that_fails_is_the_last_resort() {
     rating.fault(REPOSITORY, &failed(), now);
     assert_eq!(choose(&rating, &[REPOSITORY, NEAR], now), Some(NEAR));
     assert_eq!(choose(&rating, &[REPOSITORY], now), Some(REPOSITORY));
+    // What was asked before does not count; what was asked as the last resort does.
+    answer(&mut rating, REPOSITORY, 10, now + ms(9));
+    assert!(rating.sources()[REPOSITORY.0].dropped.is_some());
+    answer(&mut rating, REPOSITORY, 10, now + ms(11));
+    assert_eq!(rating.sources()[REPOSITORY.0].dropped, None);
+    assert_eq!(choose(&rating, &[REPOSITORY, NEAR], now + ms(11)), Some(REPOSITORY));
 }
 
 #[test]
