@@ -29,9 +29,9 @@ pub use request::{
     JoinRequest, LoginRequest, LogoutRequest, StartRequest, StopRequest, TrimRequest, UndoRequest,
 };
 pub use status::{
-    AcceleratorStatus, ApplianceStatus, CacheReport, CacheStatus, CertificateStatus, Fetched,
-    Foretold, Held, HostStatus, InstanceState, LockHolder, ServerStatus, Session, Stay,
-    UserDiskStatus, VersionStatus, Versions,
+    AcceleratorStatus, ApplianceStatus, CacheReport, CacheStatus, CertificateStatus, DroppedStatus,
+    Fetched, Foretold, Held, HostStatus, InstanceState, LockHolder, ServerStatus, Session,
+    SourceStatus, Stay, UserDiskStatus, VersionStatus, Versions,
 };
 
 /// The header that names the session of a request.

@@ -14,6 +14,7 @@ mod e2e {
     mod kills;
     mod locks;
     mod memory;
+    mod mirror;
     mod network;
     mod popular;
     mod refusals;

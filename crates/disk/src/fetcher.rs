@@ -1,7 +1,8 @@
 //! Brings frames from a repository into the cache: each once, however many want it, and as long as it takes.
 //!
 //! A frame on its way is a *flight*. Who wants the frame joins its flight; a flight goes on when those who wanted it are
-//! gone. Demand goes before replay (`turns`). A fetch that fails is repeated for ever, with pauses that grow to a bound:
+//! gone. Demand goes before replay (`turns`). What is asked of whom, where there are mirrors, and when a slow one is raced:
+//! `fetch` and `rating`. A fetch that fails everywhere is repeated for ever, with pauses that grow to a bound:
 //! a guest never sees an I/O error, it waits, and [`Fetcher::late`] says since when and why (`late`).
 //!
 //! ```text
@@ -9,9 +10,11 @@
 //!                                 └─fails─> pause ─┘  (a damaged frame nobody waits for: given up)
 //! ```
 
+mod fetch;
 mod flight;
 mod late;
 mod pace;
+mod rating;
 mod turns;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +23,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use collective_model::{Digest, Error, ErrorKind, Result, ResultExt};
+use collective_repository::backend::Backend;
 use collective_repository::{DiskReader, FrameRef};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -27,9 +31,12 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
+pub use self::fetch::SourceStats;
+use self::fetch::{Fetch, Sources};
 use self::flight::{Aloft, Flights, Homeless};
 pub use self::late::{Late, Reason};
 pub(crate) use self::late::{ReadWait, Waits};
+pub use self::rating::Dropped;
 use self::turns::{Class, Turn, Turns};
 use crate::cache::Cache;
 
@@ -73,6 +80,8 @@ pub struct FetchStats {
     pub joined_frames: u64,
     /// Fetches that failed and were repeated.
     pub failures: u64,
+    /// Stored bytes that were asked for of two sources because the first was slow: no more were wasted.
+    pub raced_bytes: u64,
 }
 
 /// Brings frames into a cache. Cheap to clone; all clones are one.
@@ -88,6 +97,7 @@ struct Inner {
     /// Fetches run here, whoever asks: connections of HTTP clients live as long as their runtime.
     runtime: Handle,
     turns: Arc<Turns>,
+    sources: Sources,
     flights: Flights,
     homeless: Homeless,
     waits: Waits,
@@ -113,18 +123,22 @@ pub(crate) enum Why {
     Prefetch,
 }
 
-/// A reader that may be exchanged while it is used, and counts what came through it.
+/// Where a disk's frames come from: a reader of its repository that may be exchanged while it is used, and mirrors of that.
+/// It counts what came.
 #[derive(Debug)]
 pub(crate) struct Origin {
     reader: RwLock<DiskReader>,
+    /// In the order of the fetcher's.
+    mirrors: Vec<Arc<dyn Backend>>,
     pub fetched_bytes: AtomicU64,
     pub fetched_plain_bytes: AtomicU64,
 }
 
 impl Origin {
-    pub fn new(reader: DiskReader) -> Self {
+    pub fn new(reader: DiskReader, mirrors: Vec<Arc<dyn Backend>>) -> Self {
         Self {
             reader: RwLock::new(reader),
+            mirrors,
             fetched_bytes: AtomicU64::new(0),
             fetched_plain_bytes: AtomicU64::new(0),
         }
@@ -147,12 +161,23 @@ impl Fetcher {
     /// Outside of a runtime.
     #[must_use]
     pub fn new(cache: Cache, settings: FetchSettings) -> Self {
+        Self::with_mirrors(cache, settings, Vec::new())
+    }
+
+    /// As [`new`](Self::new), with the names of mirrors that frames may come from too: what is known of each is shared by
+    /// all disks that have it ([`VersionDisk::with_mirrors`](crate::VersionDisk::with_mirrors)).
+    ///
+    /// # Panics
+    /// Outside of a runtime.
+    #[must_use]
+    pub fn with_mirrors(cache: Cache, settings: FetchSettings, mirrors: Vec<String>) -> Self {
         Self {
             inner: Arc::new(Inner {
                 cache,
                 settings,
                 runtime: Handle::current(),
                 turns: Arc::new(Turns::new(settings.demand_places)),
+                sources: Sources::new(mirrors),
                 flights: Flights::default(),
                 homeless: Homeless::default(),
                 waits: Waits::default(),
@@ -174,8 +199,20 @@ impl Fetcher {
         self.inner.waits.late()
     }
 
+    /// Returns what came from the repository, and then from each mirror.
+    #[must_use]
+    pub fn sources(&self) -> Vec<SourceStats> {
+        self.inner.sources.stats()
+    }
+
+    /// How many mirrors a disk may have.
+    pub(crate) fn mirrors(&self) -> usize {
+        self.inner.sources.mirrors()
+    }
+
     /// Ends all pauses: for when the network came back, or somebody logged in.
     pub fn retry_now(&self) {
+        self.inner.sources.forgive();
         self.inner.again.notify_waiters();
     }
 
@@ -190,6 +227,7 @@ impl Fetcher {
             demanded_frames: get(&counters.demanded_frames),
             joined_frames: get(&counters.joined_frames),
             failures: get(&counters.failures),
+            raced_bytes: self.inner.sources.raced_bytes(),
         }
     }
 
@@ -375,7 +413,7 @@ impl Inner {
                     self.turns.take(class, stored_bytes(&frames)).await
                 }
             };
-            let (left, error) = self.fetch(&origin, batch).await;
+            let (left, error) = Fetch::new(&self, &origin, batch).run().await;
             batch = left;
             let Some(error) = error else { return held.answered() };
             drop(held);
@@ -394,37 +432,6 @@ impl Inner {
             }
             self.pause(&mut pause).await;
         }
-    }
-
-    /// Fetches frames once, each of which lands as soon as it is there; returns those that did not come, and why.
-    async fn fetch(&self, origin: &Origin, batch: Vec<Aloft>) -> (Vec<Aloft>, Option<Error>) {
-        let frames: Vec<_> = batch.iter().map(|aloft| aloft.frame).collect();
-        let mut left: Vec<_> = batch.into_iter().map(Some).collect();
-        let mut arriving = origin.reader().fetch_each(&frames);
-        let mut storing = JoinSet::new();
-        let mut failure = None;
-        while let Some(arrived) = arriving.next().await {
-            match arrived {
-                Ok((place, plain)) if plain.len() == frames[place].plain_bytes() => {
-                    if let Some(aloft) = left[place].take() {
-                        self.land(origin, aloft, plain, &mut storing);
-                    }
-                }
-                Ok(_) => failure = Some(Error::new(ErrorKind::Corrupt, "a frame is cut short")),
-                Err(error) => failure = Some(error),
-            }
-            if failure.is_some() {
-                break;
-            }
-        }
-        // What was cut short is not in the cache, which costs another fetch.
-        while storing.join_next().await.is_some() {}
-        let left: Vec<_> = left.into_iter().flatten().collect();
-        if !left.is_empty() && failure.is_none() {
-            failure =
-                Some(Error::new(ErrorKind::Corrupt, "a fetch brought fewer frames than asked for"));
-        }
-        (left, failure)
     }
 
     /// Lets each frame fly by itself. Boxed, because a flight that parts holds flights.

@@ -27,7 +27,7 @@ pub use cache::{
     CACHE_CAPACITY_MINIMUM_BYTES, Cache, CacheOptions, CacheRead, CacheReport, CacheStats,
 };
 pub use export::Export;
-pub use fetcher::{FetchSettings, FetchStats, Fetcher, Late, Reason};
+pub use fetcher::{Dropped, FetchSettings, FetchStats, Fetcher, Late, Reason, SourceStats};
 pub use raw_file::RawFile;
 pub use read_map::{BlockSet, Heard, ReadMap};
 pub use recorder::Recorder;

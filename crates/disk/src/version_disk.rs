@@ -16,6 +16,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use collective_model::{BLOCK_BYTES, BlockRange, Digest, Result};
+use collective_repository::backend::Backend;
 use collective_repository::{DiskReader, Extent, ExtentData, FrameRef, Trace};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -63,10 +64,22 @@ impl VersionDisk {
     /// Makes a disk of what `reader` reads, through the fetcher's cache.
     #[must_use]
     pub fn new(reader: DiskReader, fetcher: Fetcher) -> Self {
+        Self::with_mirrors(reader, Vec::new(), fetcher)
+    }
+
+    /// As [`new`](Self::new), with mirrors that show the same packs, in the order of the fetcher's
+    /// ([`Fetcher::with_mirrors`]); more than it has are left out.
+    #[must_use]
+    pub fn with_mirrors(
+        reader: DiskReader,
+        mut mirrors: Vec<Arc<dyn Backend>>,
+        fetcher: Fetcher,
+    ) -> Self {
+        mirrors.truncate(fetcher.mirrors());
         Self {
             inner: Arc::new(Inner {
                 size_bytes: reader.size_bytes(),
-                origin: Arc::new(Origin::new(reader)),
+                origin: Arc::new(Origin::new(reader, mirrors)),
                 fetcher,
                 map: Map::default(),
                 waits: Waits::default(),

@@ -6,6 +6,8 @@
 mod export;
 #[path = "disk/hostile.rs"]
 mod hostile;
+#[path = "disk/mirrors.rs"]
+mod mirrors;
 #[path = "disk/root.rs"]
 mod root;
 #[path = "disk/support.rs"]
@@ -14,3 +16,5 @@ mod support;
 mod version;
 #[path = "disk/weather.rs"]
 mod weather;
+#[path = "disk/web.rs"]
+mod web;

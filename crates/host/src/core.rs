@@ -11,12 +11,14 @@ use collective_api::host::{
     AcceleratorStatus, ApplianceStatus, CacheStatus, HostStatus, InstanceState, ServerStatus, Stay,
     VersionStatus, Versions,
 };
-use collective_disk::{Cache, CacheOptions, FetchSettings, Fetcher};
+use collective_disk::{Cache, CacheOptions, FetchSettings, Fetcher, VersionDisk};
 use collective_model::{
     ApplianceName, Epoch, Error, ErrorKind, Result, Timestamp, UserName, Version,
 };
 use collective_repository::retention::Candidate;
-use collective_repository::{Descriptor, Kind, Repository, Retention, Trust, retention};
+use collective_repository::{
+    Descriptor, DiskReader, Kind, Repository, Retention, Trust, retention,
+};
 use collective_vm::accelerator::{self, Probed};
 use collective_vm::qemu::Qemu;
 use tokio::sync::{OnceCell, watch};
@@ -26,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::HostOptions;
 use crate::admission::Desk;
 use crate::instance::Instances;
+use crate::mirrors::{self, Mirrors};
 use crate::operation::Operations;
 use crate::paths::Paths;
 use crate::record;
@@ -63,6 +66,7 @@ pub(crate) struct Core {
     pub(crate) instances: Instances,
     pub(crate) fetcher: Fetcher,
     copies: Copies,
+    mirrors: Mirrors,
     /// The line for the memory that guests may have.
     pub(crate) admission: Desk,
     /// Ends streams of events when the daemon goes down.
@@ -79,11 +83,14 @@ impl Core {
         let settings = SettingsStore::open(&paths)?;
         let cache_options = CacheOptions { capacity_bytes: options.cache_bytes };
         let cache = open_cache(&paths, cache_options).await?;
-        let fetcher = Fetcher::new(cache.clone(), FetchSettings::default());
+        let mirrors = Mirrors::open(&options.mirrors)?;
+        let fetches = FetchSettings::default();
+        let fetcher = Fetcher::with_mirrors(cache.clone(), fetches, mirrors.names());
         let stop = CancellationToken::new();
         Ok(Arc::new(Self {
             copies: Copies::new(fetcher.clone(), stop.clone()),
             fetcher,
+            mirrors,
             admission: Desk::open(options.memory_mib),
             options,
             paths,
@@ -131,6 +138,7 @@ impl Core {
             }),
             sessions,
             cache: self.cache_status(),
+            sources: mirrors::status(&self.fetcher.sources()),
             accelerator: self.probed.get().map(|probe| AcceleratorStatus {
                 name: probe.accelerator.to_string(),
                 why: probe.why.clone(),
@@ -147,11 +155,12 @@ impl Core {
     }
 
     pub(crate) fn cache_status(&self) -> CacheStatus {
-        let cache = self.cache.stats();
+        let (cache, fetches) = (self.cache.stats(), self.fetcher.stats());
         CacheStatus {
             capacity_bytes: self.options.cache_bytes,
             used_bytes: cache.used_bytes,
-            fetched_bytes: self.fetcher.stats().fetched_bytes,
+            fetched_bytes: fetches.fetched_bytes,
+            raced_bytes: fetches.raced_bytes,
             frames: cache.frames,
             hits: cache.hits,
             misses: cache.misses,
@@ -301,6 +310,12 @@ impl Core {
     ) -> Result<Repository> {
         let backend = Arc::new(self.replica(session, descriptor, epoch)?);
         Repository::open(backend, trust(session, descriptor)).await
+    }
+
+    /// A disk of a version, with all sources that its frames may come from.
+    pub(crate) fn disk(&self, reader: DiskReader) -> VersionDisk {
+        let mirrors = self.mirrors.of(reader.descriptor());
+        VersionDisk::with_mirrors(reader, mirrors, self.fetcher.clone())
     }
 
     pub(crate) fn replica(

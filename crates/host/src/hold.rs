@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use collective_api::host::{Held, HoldRequest, InstanceState};
 use collective_api::server::Popularity;
-use collective_disk::VersionDisk;
 use collective_model::{
     ApplianceName, BlockRange, ByteCount, DiskRole, Epoch, Error, ErrorKind, Monitor, Progress,
     Result, UserName, Version,
@@ -184,7 +183,7 @@ async fn complete(
         // Kept beside the cache by this: without the server, a start needs it.
         let trace = version.trace(*role).await?;
         let data_bytes = version.manifest().disk(*role)?.data_bytes;
-        let disk = VersionDisk::new(version.disk(*role).await?, core.fetcher.clone());
+        let disk = core.disk(version.disk(*role).await?);
         disk.prefetch(&trace).await;
         let boot_bytes = disk.stats().fetched_bytes;
         if *role == DiskRole::System && !popular.ranges.is_empty() {
@@ -320,7 +319,7 @@ async fn keep_boot(
         return Ok(());
     }
     let trace = version.trace(DiskRole::System).await?;
-    let disk = VersionDisk::new(version.disk(DiskRole::System).await?, core.fetcher.clone());
+    let disk = core.disk(version.disk(DiskRole::System).await?);
     disk.prefetch(&trace).await;
     if let Some(counts) = popular(core, session, name, profile, &version).await {
         disk.prefetch(&Trace { ranges: popularity::likely(&counts) }).await;

@@ -3,7 +3,7 @@
 //! Read in this order: [`Host`] is what `collective host` starts; `http` takes the requests of its Unix socket; `instance`
 //! has one owner task for each appliance of each user; `subscription` plans the life of a user disk and
 //! `instance::backup` carries it out; `session` is who is logged in; `core` is what all of them share. [`publisher`] is the
-//! administrator's side: it makes versions of appliances out of images.
+//! administrator's side: it makes versions of appliances out of images. `mirrors` are further sources of appliances' frames.
 //!
 //! The daemon may be killed at any instant: machines go on, and the next daemon finds them again by what is on disk.
 
@@ -12,6 +12,7 @@ mod core;
 mod hold;
 mod http;
 mod instance;
+mod mirrors;
 mod operation;
 mod paths;
 mod popularity;
@@ -37,6 +38,7 @@ use tokio::task::JoinHandle;
 
 use crate::core::Core;
 use crate::instance::Command;
+pub use crate::mirrors::{MAX_MIRRORS, MirrorUrl};
 use crate::paths::Paths;
 use crate::remote::Remote;
 use crate::session::Session;
@@ -61,6 +63,8 @@ pub struct HostOptions {
     pub prefetch: bool,
     /// Whether the server is told which parts of system disks are read.
     pub reports: bool,
+    /// Web places that show copies of appliances' repositories; the first [`MAX_MIRRORS`] are used.
+    pub mirrors: Vec<MirrorUrl>,
 }
 
 impl HostOptions {
@@ -76,6 +80,7 @@ impl HostOptions {
             memory_mib: (memory_bytes >> 20) * 3 / 4,
             prefetch: true,
             reports: true,
+            mirrors: Vec::new(),
         }
     }
 }

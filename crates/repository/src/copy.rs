@@ -1,13 +1,17 @@
 //! Copying a version into another backend: what is there already is not sent again, and the commit comes last.
 //!
 //! Nothing is unpacked: the copy has the same bytes, and so the same signature. It can be broken off anywhere and repeated.
+//!
+//! A copy that others publish to, or that is somebody's repository, takes versions one after the other. A *mirror* only shows
+//! what is here: it takes whatever versions it lacks, also where some between them were removed.
 
 use bytes::Bytes;
 use collective_model::{Error, ErrorKind, Monitor, Progress, Result, Version};
 use futures::stream::{self, StreamExt, TryStreamExt};
 
-use crate::backend::{Backend, Commit, ObjectName};
+use crate::backend::{Backend, Commit, ObjectName, encode_latest};
 use crate::manifest::NeededObject;
+use crate::reader::VersionReader;
 use crate::repository::Repository;
 
 /// Objects on their way at once; each is in memory as a whole.
@@ -62,7 +66,56 @@ impl Repository {
         monitor: &dyn Monitor,
     ) -> Result<CopyStats> {
         let reader = self.version(version).await?;
-        let epoch = reader.manifest().epoch;
+        let stats = self.copy_objects(&reader, to, monitor).await?;
+        let manifest = self.backend().read(&ObjectName::Manifest(version), None).await?;
+        to.commit(Commit { version, manifest, epoch: reader.manifest().epoch }).await?;
+        Ok(stats)
+    }
+
+    /// Returns the versions that a mirror lacks or does not show yet, oldest first.
+    ///
+    /// # Errors
+    /// As [`head`](Self::head), and what the mirror says.
+    pub async fn versions_missing(&self, mirror: &dyn Backend) -> Result<Vec<Version>> {
+        let (head, mut missing) = (mirror.head().await?, Vec::new());
+        for version in self.versions().await? {
+            // One beyond its head was broken off before the last step.
+            if Some(version) > head || mirror.size(&ObjectName::Manifest(version)).await?.is_none()
+            {
+                missing.push(version);
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Brings a version to a mirror where the descriptor of this repository is: its packs, then its manifest, then `latest`, if that is
+    /// older there. Nobody else may write to the mirror meanwhile ([`Backend::exclusive`]).
+    ///
+    /// # Errors
+    /// `Corrupt` if it is damaged here.
+    pub async fn mirror_version(
+        &self,
+        version: Version,
+        mirror: &dyn Backend,
+        monitor: &dyn Monitor,
+    ) -> Result<CopyStats> {
+        let reader = self.version(version).await?;
+        let stats = self.copy_objects(&reader, mirror, monitor).await?;
+        let name = ObjectName::Manifest(version);
+        mirror.write(&name, self.backend().read(&name, None).await?).await?;
+        if mirror.head().await? < Some(version) {
+            mirror.write(&ObjectName::Latest, encode_latest(version).into()).await?;
+        }
+        Ok(stats)
+    }
+
+    /// Copies all that a version needs beside its manifest.
+    async fn copy_objects(
+        &self,
+        reader: &VersionReader,
+        to: &dyn Backend,
+        monitor: &dyn Monitor,
+    ) -> Result<CopyStats> {
         let objects = reader.manifest().objects();
         let total_bytes = objects.iter().map(|object| object.size_bytes).sum();
         let mut stats = CopyStats { needed_bytes: total_bytes, copied_bytes: 0 };
@@ -79,8 +132,6 @@ impl Repository {
             let (total_bytes, moved_bytes) = (Some(total_bytes), stats.copied_bytes);
             monitor.progress(Progress { done_bytes, total_bytes, moved_bytes });
         }
-        let manifest = self.backend().read(&ObjectName::Manifest(version), None).await?;
-        to.commit(Commit { version, manifest, epoch }).await?;
         Ok(stats)
     }
 

@@ -14,10 +14,12 @@ use collective_model::{BlockRange, Digest, DiskRole, Error, ErrorKind, Result, R
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 
 use crate::backend::{Backend, ObjectName, Pieces, read_checked};
+use crate::descriptor::Descriptor;
 use crate::frame::FrameRef;
 use crate::index::{IndexReader, IndexSource};
 use crate::manifest::Manifest;
 use crate::repository::Repository;
+use crate::sealer::Sealer;
 use crate::trace::Trace;
 
 /// Bytes between two frames that are rather read and thrown away than asked for apart: what a slow line moves in one round trip.
@@ -189,6 +191,23 @@ impl DiskReader {
         self.repository.fetch_each_frame(frames)
     }
 
+    /// Fetches frames as [`fetch_each`](Self::fetch_each) does from a copy of the repository, whoever keeps that: it shows the same packs,
+    /// and what it gives is checked as anything else.
+    ///
+    /// # Errors
+    /// `NotFound` if the copy lacks the pack, or the end of it; `Corrupt` only if bytes that came are not the frame's; else
+    /// what kept them away.
+    pub fn fetch_each_from(&self, copy: &Arc<dyn Backend>, frames: &[FrameRef]) -> FramesArriving {
+        let place = Place { backend: Arc::clone(copy), is_copy: true };
+        place.fetch_each(frames, self.repository.sealer())
+    }
+
+    /// Returns what the repository of the disk is.
+    #[must_use]
+    pub fn descriptor(&self) -> &Descriptor {
+        self.repository.descriptor()
+    }
+
     /// Fetches one frame.
     ///
     /// # Errors
@@ -205,22 +224,43 @@ impl DiskReader {
 impl Repository {
     /// Fetches frames as [`DiskReader::fetch_each`] does. A read that fails ends, and the others go on.
     pub(crate) fn fetch_each_frame(&self, frames: &[FrameRef]) -> FramesArriving {
-        let reads = plan_reads(frames).into_iter().map(|read| self.fetch_read(read, frames));
+        let place = Place { backend: Arc::clone(self.backend()), is_copy: false };
+        place.fetch_each(frames, self.sealer())
+    }
+}
+
+/// Where frames are read from.
+#[derive(Clone)]
+struct Place {
+    backend: Arc<dyn Backend>,
+    /// Whether it is a copy, which may lack what the repository has.
+    is_copy: bool,
+}
+
+impl Place {
+    fn fetch_each(&self, frames: &[FrameRef], sealer: &Arc<Sealer>) -> FramesArriving {
+        let reads =
+            plan_reads(frames).into_iter().map(|read| self.fetch_read(read, frames, sealer));
         stream::iter(reads.collect::<Vec<_>>()).flatten_unordered(READS_AT_ONCE).boxed()
     }
 
     /// Carries out one read, and decodes each frame where it holds up nobody while the next one comes.
-    fn fetch_read(&self, read: FrameRead, frames: &[FrameRef]) -> FramesArriving {
+    fn fetch_read(
+        &self,
+        read: FrameRead,
+        frames: &[FrameRef],
+        sealer: &Arc<Sealer>,
+    ) -> FramesArriving {
         let wanted = read.places.iter().map(|place| (*place, frames[*place])).collect();
         let cutter = Cutter {
-            backend: Arc::clone(self.backend()),
+            place: self.clone(),
             begun: None,
             gathered: BytesMut::new(),
             offset: read.range.start,
             read,
             wanted,
         };
-        let sealer = self.sealer().clone();
+        let sealer = Arc::clone(sealer);
         let stored = stream::try_unfold(cutter, |mut cutter| async move {
             Ok(cutter.next().await?.map(|stored| (stored, cutter)))
         });
@@ -236,6 +276,15 @@ impl Repository {
         };
         stored.map_ok(decode).try_buffered(DECODED_AT_ONCE).boxed()
     }
+
+    /// What a backend finds wrong is the length of an object: a copy that is too short lacks what comes after.
+    fn blame(&self, error: Error) -> Error {
+        if self.is_copy && error.kind() == ErrorKind::Corrupt {
+            return Error::new(ErrorKind::NotFound, "the copy has another length")
+                .with_source(error);
+        }
+        error
+    }
 }
 
 /// Frames as they come, each with its place among those asked for.
@@ -243,7 +292,7 @@ pub type FramesArriving = BoxStream<'static, Result<(usize, Bytes)>>;
 
 /// Cuts the pieces of one read into the frames that it is made for.
 struct Cutter {
-    backend: Arc<dyn Backend>,
+    place: Place,
     read: FrameRead,
     /// Frames that are still to come, in the order of the pack.
     wanted: VecDeque<(usize, FrameRef)>,
@@ -264,6 +313,10 @@ impl Cutter {
         // A backend that gave too few bytes gives a frame that does not have its hash. A frame that is asked for twice
         // is cut out twice.
         let length = self.gathered.len().min(frame.stored_bytes as usize);
+        if self.place.is_copy && length < frame.stored_bytes as usize {
+            let message = format!("{} ends too soon", ObjectName::Pack(frame.pack));
+            return Err(Error::new(ErrorKind::NotFound, message));
+        }
         Ok(Some((place, frame, Bytes::copy_from_slice(&self.gathered[..length]))))
     }
 
@@ -271,11 +324,12 @@ impl Cutter {
     async fn gather(&mut self, end: u64) -> Result<()> {
         if self.begun.is_none() {
             let name = ObjectName::Pack(self.read.pack);
-            self.begun = Some(self.backend.stream(&name, self.read.range.clone()).await?);
+            let begun = self.place.backend.stream(&name, self.read.range.clone()).await;
+            self.begun = Some(begun.map_err(|error| self.place.blame(error))?);
         }
         while self.offset + (self.gathered.len() as u64) < end
             && let Some(pieces) = &mut self.begun
-            && let Some(piece) = pieces.try_next().await?
+            && let Some(piece) = pieces.try_next().await.map_err(|error| self.place.blame(error))?
         {
             self.gathered.extend_from_slice(&piece);
         }

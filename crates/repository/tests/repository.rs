@@ -19,6 +19,8 @@ mod damage;
 mod frozen;
 #[path = "repository/http.rs"]
 mod http;
+#[path = "repository/mirror.rs"]
+mod mirror;
 #[path = "repository/oci.rs"]
 mod oci;
 #[path = "repository/power.rs"]

@@ -28,6 +28,9 @@ pub struct HostStatus {
     pub sessions: Vec<Session>,
     /// The cache.
     pub cache: CacheStatus,
+    /// Where what was fetched came from: the server first, then the mirrors.
+    #[serde(default)]
+    pub sources: Vec<SourceStatus>,
     /// What runs the machines; none until it was probed.
     pub accelerator: Option<AcceleratorStatus>,
     /// Minutes between backups of a running appliance's user disk; 0: only when it stops.
@@ -49,6 +52,34 @@ pub struct ServerStatus {
     /// Whether it was asked since the daemon started.
     #[serde(default)]
     pub asked: bool,
+}
+
+/// Where frames come from, and what came since the daemon started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// The mirror's URL; none for the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<String>,
+    /// Bytes that it brought.
+    pub fetched_bytes: u64,
+    /// How often it failed, or gave wrong bytes.
+    pub failures: u64,
+    /// How often another was faster that was asked later.
+    pub late: u64,
+    /// Why it is left out, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<DroppedStatus>,
+}
+
+/// Why a source is not asked; the server is then asked only for what nobody else has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DroppedStatus {
+    /// Since when.
+    pub since: Timestamp,
+    /// From when on it is tried again, when something is needed.
+    pub until: Timestamp,
+    /// Why.
+    pub reason: String,
 }
 
 /// A person who is logged in.
@@ -89,6 +120,9 @@ pub struct CacheStatus {
     pub used_bytes: u64,
     /// Bytes that crossed the network since the daemon started.
     pub fetched_bytes: u64,
+    /// Bytes that were asked for of two sources since then because the first was slow.
+    #[serde(default)]
+    pub raced_bytes: u64,
     /// Frames that it holds.
     #[serde(default)]
     pub frames: u64,

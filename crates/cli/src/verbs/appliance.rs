@@ -3,6 +3,7 @@
 mod build;
 pub mod check;
 mod list;
+mod mirror;
 mod prune;
 mod publish;
 mod pull;
@@ -37,6 +38,7 @@ enum Verb {
     Prune(prune::Arguments),
     Push(push::Arguments),
     Pull(pull::Arguments),
+    Mirror(mirror::Arguments),
     Retention(retention::Arguments),
     Remove(remove::Arguments),
 }
@@ -52,6 +54,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<u8> {
         Verb::Prune(arguments) => prune::run(arguments, &server()?, context).await.map(super::done),
         Verb::Push(arguments) => push::run(arguments, &server()?, context).await,
         Verb::Pull(arguments) => pull::run(arguments, &server()?, context).await,
+        Verb::Mirror(arguments) => mirror::run(arguments, &server()?, context).await,
         Verb::Retention(arguments) => {
             retention::run(arguments, &server()?, context).await.map(super::done)
         }

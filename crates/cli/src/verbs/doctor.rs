@@ -335,6 +335,7 @@ mod tests {
             certificate: None,
             sessions: Vec::new(),
             cache: CacheStatus::default(),
+            sources: Vec::new(),
             accelerator: None,
             publish_minutes: 10,
             reports: true,

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use collective_api::HostClient;
-use collective_host::{Host, HostOptions};
-use collective_model::Result;
+use collective_host::{Host, HostOptions, MAX_MIRRORS, MirrorUrl};
+use collective_model::{Error, ErrorKind, Result};
 use serde::Serialize;
 
 use crate::context::Context;
@@ -20,7 +20,8 @@ use crate::verbs::join::{self, Trust};
 /// administrator's verbs needs it.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  collective host\n  \
-    collective host --join https://server:7443 --token-file token.txt --fingerprint 1A:2B:…")]
+    collective host --join https://server:7443 --token-file token.txt --fingerprint 1A:2B:…\n  \
+    collective host --mirror http://mirror.school.example/appliances")]
 pub struct Arguments {
     /// Directory for the cache, for layers that are not backed up, and for keys
     #[arg(long, value_name = "DIR", env = "COLLECTIVE_HOST_DIR", hide_env_values = true)]
@@ -48,6 +49,9 @@ pub struct Arguments {
     /// Do not tell the server which parts of appliances' system disks are read here
     #[arg(long)]
     no_report: bool,
+    /// Also fetch appliances from this web place, which `collective appliance mirror` fills; may be given up to 8 times
+    #[arg(long = "mirror", value_name = "URL")]
+    mirrors: Vec<MirrorUrl>,
     /// Tie this computer to a server at start, if it is tied to none (as `collective join`)
     #[arg(long, value_name = "URL")]
     join: Option<String>,
@@ -67,7 +71,7 @@ struct Facts {
 
 pub async fn run(arguments: Arguments, context: &Context) -> Result<()> {
     arguments.daemon.start_log()?;
-    let options = options(&arguments, context);
+    let options = options(&arguments, context)?;
     let dir = options.dir.clone();
     let host = Host::start(options).await?;
     let socket = host.socket();
@@ -97,7 +101,7 @@ async fn wait(
     daemon::told_to_stop().await
 }
 
-fn options(arguments: &Arguments, context: &Context) -> HostOptions {
+fn options(arguments: &Arguments, context: &Context) -> Result<HostOptions> {
     let defaults = &context.directories;
     let dir = arguments.dir.clone().unwrap_or_else(|| defaults.host.clone());
     let runtime_dir = arguments.runtime_dir.clone().unwrap_or_else(|| defaults.runtime.clone());
@@ -113,7 +117,12 @@ fn options(arguments: &Arguments, context: &Context) -> HostOptions {
     if let Some(minutes) = arguments.publish_minutes {
         options.publish_minutes = minutes;
     }
-    options
+    if arguments.mirrors.len() > MAX_MIRRORS {
+        let message = format!("a computer may have {MAX_MIRRORS} mirrors at most");
+        return Err(Error::new(ErrorKind::Invalid, message));
+    }
+    options.mirrors.clone_from(&arguments.mirrors);
+    Ok(options)
 }
 
 /// Ties the host to the server of `--join`, unless it is tied to it already.

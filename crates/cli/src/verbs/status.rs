@@ -6,9 +6,9 @@ use std::time::Duration;
 use clap::Args;
 use collective_api::HostClient;
 use collective_api::host::{
-    ApplianceStatus, Fetched, HostStatus, InstanceState, Operation, OperationState,
+    ApplianceStatus, Fetched, HostStatus, InstanceState, Operation, OperationState, SourceStatus,
 };
-use collective_model::{ApplianceName, ByteCount, ErrorKind, OperationId, Result};
+use collective_model::{ApplianceName, ByteCount, ErrorKind, OperationId, Result, Timestamp};
 
 use crate::context::{Context, now};
 use crate::progress::{Meter, Step};
@@ -201,6 +201,9 @@ fn about_host(host: &HostStatus) -> String {
         ByteCount(host.cache.capacity_bytes),
         ByteCount(host.cache.fetched_bytes)
     ));
+    if host.sources.len() > 1 {
+        lines.extend(host.sources.iter().map(|source| about_source(source, now())));
+    }
     lines.push(match host.reports {
         true => {
             "reports  what is read of appliances, not by whom (--no-report: nothing)".to_owned()
@@ -211,6 +214,24 @@ fn about_host(host: &HostStatus) -> String {
         lines.push(format!("runs on  {}: {}", accelerator.name, accelerator.why));
     }
     lines.join("\n")
+}
+
+fn about_source(source: &SourceStatus, now: Timestamp) -> String {
+    let (label, name) = match &source.mirror {
+        None => ("sources", "the server"),
+        Some(url) => ("", url.as_str()),
+    };
+    let mut line = format!("{label:<9}{name}: {}", ByteCount(source.fetched_bytes));
+    if let Some(dropped) = &source.dropped {
+        let (since, reason) = (text::ago(dropped.since, now), text::plain(&dropped.reason));
+        let again = match dropped.until.since(now) {
+            _ if source.mirror.is_none() => "asked when no other has it".to_owned(),
+            left if left.is_zero() => "tried with the next fetch".to_owned(),
+            left => format!("tried again in {}", text::duration(left)),
+        };
+        line.push_str(&format!("\n         left out {since}, {again}: {reason}"));
+    }
+    line
 }
 
 /// Tells whether it is the host that does not want to speak with the server.
@@ -301,10 +322,13 @@ fn fetched_since_the_start(fetched: &Fetched) -> String {
 
 #[cfg(test)]
 mod tests {
-    use collective_api::host::{ApplianceStatus, Fetched, Foretold, InstanceState, UserDiskStatus};
-    use collective_model::{OperationId, Version};
+    use collective_api::host::{
+        ApplianceStatus, DroppedStatus, Fetched, Foretold, InstanceState, SourceStatus,
+        UserDiskStatus,
+    };
+    use collective_model::{OperationId, Timestamp, Version};
 
-    use super::{detail, needs_asking};
+    use super::{about_source, detail, needs_asking};
 
     fn running() -> ApplianceStatus {
         ApplianceStatus {
@@ -336,6 +360,36 @@ mod tests {
           foretold   98.6% of the 72.0 MB that the last start read
           screen     /run/collective/m/1/vnc.sock (VNC)
           user disk  none yet; 7 B left
+        ");
+    }
+
+    #[test]
+    fn a_source_that_is_left_out_says_since_when_and_why() {
+        let source = |mirror: Option<&str>, dropped| SourceStatus {
+            mirror: mirror.map(str::to_owned),
+            fetched_bytes: 3_200_000,
+            failures: 1,
+            late: 0,
+            dropped,
+        };
+        let dropped = |until| DroppedStatus {
+            since: Timestamp(1_000_000),
+            until: Timestamp(until),
+            reason: "it gave wrong bytes: packs/07/07".to_owned(),
+        };
+        let now = Timestamp(1_180_000);
+        let lines = [
+            source(None, None),
+            source(Some("http://mirror/a"), Some(dropped(4_000_000))),
+            source(Some("http://mirror/b"), Some(dropped(1_000_001))),
+        ];
+        let lines = lines.map(|source| about_source(&source, now)).join("\n");
+        insta::assert_snapshot!(lines, @r"
+        sources  the server: 3.20 MB
+                 http://mirror/a: 3.20 MB
+                 left out 3 min ago, tried again in 47 min: it gave wrong bytes: packs/07/07
+                 http://mirror/b: 3.20 MB
+                 left out 3 min ago, tried with the next fetch: it gave wrong bytes: packs/07/07
         ");
     }
 

@@ -96,7 +96,7 @@ impl Random {
 pub struct World {
     pub image: Vec<u8>,
     pub directory: TempDir,
-    backend: Arc<Memory>,
+    pub backend: Arc<Memory>,
     trust: Trust,
 }
 
@@ -116,12 +116,19 @@ impl World {
         let path = directory.path().join("image");
         write_image(&path, IMAGE_BYTES);
         let backend = Arc::new(Memory::new());
-        let key = SigningKey::from_seed([3; 32]);
-        let id = RepositoryId([5; 16]);
-        let descriptor = Descriptor::public(id, Kind::Appliance, key.publisher());
+        let (id, publisher) = (RepositoryId([5; 16]), key().publisher());
+        let descriptor = Descriptor::public(id, Kind::Appliance, publisher);
         let descriptor = Descriptor { frame_bytes, ..descriptor };
-        let repository =
-            Repository::create(Arc::clone(&backend) as _, descriptor, None).await.unwrap();
+        Repository::create(Arc::clone(&backend) as _, descriptor, None).await.unwrap();
+        let trust = Trust { id, publisher, secret: None };
+        let mut world = Self { image: Vec::new(), directory, backend, trust };
+        world.publish(None).await;
+        world
+    }
+
+    /// Publishes the image as it is now.
+    pub async fn publish(&mut self, parent: Option<Version>) {
+        let path = self.directory.path().join("image");
         let pieces = vec![Piece {
             range: BlockRange::covering(0, IMAGE_BYTES),
             what: PieceData::File { file: Arc::new(File::open(&path).unwrap()), offset: 0 },
@@ -135,20 +142,24 @@ impl World {
             popular: Vec::new(),
         };
         let publication = Publication {
-            parent: None,
+            parent,
             epoch: Epoch::default(),
             time: Timestamp(0),
             hardware: None,
             notes: String::new(),
-            id: "first".to_owned(),
+            id: format!("after {parent:?}"),
             disks: vec![disk],
             sink: None,
             distrusted: Vec::new(),
         };
-        repository.publish(publication, &key, &Silent).await.unwrap();
-        let image = std::fs::read(path).unwrap();
-        let trust = Trust { id, publisher: key.publisher(), secret: None };
-        Self { image, directory, backend, trust }
+        let repository = self.repository(Arc::clone(&self.backend) as _).await;
+        repository.publish(publication, &key(), &Silent).await.unwrap();
+        self.image = std::fs::read(path).unwrap();
+    }
+
+    /// Opens the repository through a backend.
+    pub async fn repository(&self, backend: Arc<dyn Backend>) -> Repository {
+        Repository::open(backend, self.trust.clone()).await.unwrap()
     }
 
     /// Opens the disk through a backend that does what `script` says with each read of a pack.
@@ -175,7 +186,7 @@ impl World {
             _ => Fault::Pass,
         };
         let backend = Faulty::new(backend, packs_only);
-        let repository = Repository::open(Arc::new(backend), self.trust.clone()).await.unwrap();
+        let repository = self.repository(Arc::new(backend)).await;
         let version = repository.version(Version::FIRST).await.unwrap();
         version.disk(DiskRole::System).await.unwrap()
     }
@@ -198,6 +209,10 @@ impl World {
             self.check(offset, &disk.read(offset, 1 << 20).await.unwrap());
         }
     }
+}
+
+fn key() -> SigningKey {
+    SigningKey::from_seed([3; 32])
 }
 
 /// Opens a cache as soon as whoever has it open lets go.

@@ -55,7 +55,7 @@ impl Disks {
         starting: bool,
     ) -> Result<Self> {
         let reader = version.disk(DiskRole::System).await?;
-        let system = VersionDisk::new(reader, core.fetcher.clone());
+        let system = core.disk(reader);
         let trace = version.trace(DiskRole::System).await.unwrap_or_else(|error| {
             tracing::warn!("no boot trace: {}", error.chain());
             Trace::default()
@@ -135,7 +135,7 @@ impl Disks {
         let repository = core.repository(session, descriptor, collective_model::Epoch(0)).await?;
         let reader = repository.version(version).await?;
         let disk: DiskReader = reader.disk(DiskRole::User).await?;
-        let disk = VersionDisk::new(disk, self.fetcher.clone());
+        let disk = core.disk(disk);
         self.export.add(&export_name(DiskRole::User, version), Arc::new(disk.clone()))?;
         self.users.insert(version, disk);
         Ok(())

@@ -2,12 +2,12 @@
 //!
 //! A file appears whole: written under a one-time name (`.tmp-…`, never listed) in its own directory, synced, renamed, and the directory
 //! synced, as POSIX asks for; so are directories made on the way. Commits and prunes take an exclusive `flock` on `.lock`; readers and
-//! packs need none. The directory is its owner's alone (0700).
+//! packs need none. The directory is its owner's alone (0700), unless it is made for a web server to show.
 
 use std::fs::{self, File};
 use std::io::ErrorKind as IoKind;
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -41,6 +41,8 @@ const MAX_DEPTH: usize = 3;
 pub struct Directory {
     root: Arc<PathBuf>,
     watch: Watch,
+    /// Whether anybody on this computer may read it.
+    is_shown: bool,
 }
 
 impl Directory {
@@ -57,16 +59,25 @@ impl Directory {
     /// # Errors
     /// As [`create`](Self::create), and what the watch refuses.
     pub fn create_watched(path: impl Into<PathBuf>, watch: Watch) -> Result<Self> {
-        let directory = Self { root: Arc::new(path.into()), watch };
-        directory.make_directory(&directory.root)?;
+        Self { root: Arc::new(path.into()), watch, is_shown: false }.made()
+    }
+
+    /// As [`create`](Self::create), for a web server to show: everybody on this computer may read what is put there.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn create_shown(path: impl Into<PathBuf>) -> Result<Self> {
+        Self { root: Arc::new(path.into()), watch: Watch::default(), is_shown: true }.made()
+    }
+
+    fn made(self) -> Result<Self> {
+        self.make_directory(&self.root)?;
         // What is there already may be the work of a process that died before it was durable.
-        for path in [parent_of(&directory.root), &directory.root] {
-            directory
-                .watch
-                .sync_directory(path)
-                .or_io(|| format!("cannot sync {}", path.display()))?;
+        for path in [parent_of(&self.root), &self.root] {
+            let failed = || format!("cannot sync {}", path.display());
+            self.watch.sync_directory(path).or_io(failed)?;
         }
-        Ok(directory)
+        Ok(self)
     }
 
     /// Opens a directory that exists.
@@ -81,7 +92,7 @@ impl Directory {
             let message = format!("cannot open repository {shown}: it is not a directory");
             return Err(Error::new(ErrorKind::Invalid, message));
         }
-        Ok(Self { root: Arc::new(root), watch: Watch::default() })
+        Ok(Self { root: Arc::new(root), watch: Watch::default(), is_shown: false })
     }
 
     /// Returns where the files are.
@@ -95,8 +106,12 @@ impl Directory {
         let parent = path.parent().expect("a name joined to the root has a parent");
         self.make_directory(parent)?;
         let failed = || format!("cannot store {name} in {}", self.root.display());
-        let file =
-            tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(parent).or_io(failed)?;
+        let mode = if self.is_shown { 0o644 } else { 0o600 };
+        let file = tempfile::Builder::new()
+            .prefix(TEMPORARY_PREFIX)
+            .permissions(fs::Permissions::from_mode(mode))
+            .tempfile_in(parent)
+            .or_io(failed)?;
         self.watch.hear(|| FileChange::Create(file.path().to_owned())).or_io(failed)?;
         Ok(IncomingFile { name, file, path, watch: self.watch.clone() })
     }
@@ -141,7 +156,8 @@ impl Directory {
         self.make_directory(parent)?;
         if !is_there {
             self.watch.hear(|| FileChange::MakeDirectory(path.to_owned())).or_io(failed)?;
-            match fs::DirBuilder::new().mode(0o700).create(path) {
+            let mode = if self.is_shown { 0o755 } else { 0o700 };
+            match fs::DirBuilder::new().mode(mode).create(path) {
                 Err(error) if error.kind() == IoKind::AlreadyExists => {}
                 made => made.or_io(failed)?,
             }

@@ -42,6 +42,8 @@ pub struct Http {
     base: String,
     epoch: Epoch,
     transfer: Transfer,
+    /// Whether who sends more than the range that was asked for is refused.
+    ranges_only: bool,
 }
 
 impl Http {
@@ -50,7 +52,13 @@ impl Http {
     pub fn new(client: Client, base: &str, epoch: Epoch) -> Self {
         let base = base.trim_end_matches('/').to_owned();
         let transfer = Transfer::new(&base);
-        Self { client, base, epoch, transfer }
+        Self { client, base, epoch, transfer, ranges_only: false }
+    }
+
+    /// Refuses a server that answers with a whole object where a range was asked for: of a pack that is up to 96 MiB in memory.
+    #[must_use]
+    pub fn ranges_only(self) -> Self {
+        Self { ranges_only: true, ..self }
     }
 
     /// Gives up when nothing has come for `stall`, or nothing of an upload was taken for `upload_stall`.
@@ -142,6 +150,10 @@ impl Http {
         let what = read_of(name);
         if response.status() == StatusCode::PARTIAL_CONTENT {
             return Ok(self.transfer.pieces(response, (range.end - range.start) as usize, what));
+        }
+        if self.ranges_only {
+            let message = format!("{}: the server gives no ranges", self.transfer.failed(&what));
+            return Err(Error::new(ErrorKind::Invalid, message));
         }
         // A server that knows no ranges sends it all.
         let whole = self.transfer.body(response, name.limit_bytes() as usize, &what).await?;

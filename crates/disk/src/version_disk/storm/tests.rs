@@ -141,6 +141,7 @@ fn publication(base: Option<Version>, pieces: Vec<Piece>) -> Publication {
         base,
         pieces,
         trace: Some(Trace { ranges: vec![BlockRange::new(7, 30), BlockRange::new(60, 8)] }),
+        popular: Vec::new(),
     };
     Publication {
         parent: base,
