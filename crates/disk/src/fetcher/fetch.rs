@@ -323,6 +323,8 @@ impl<'a> Fetch<'a> {
                 awaited.extend_from_slice(&self.askings[at].places);
             }
         }
+        awaited.sort_unstable();
+        awaited.dedup();
         let bytes = self.choose(&awaited).values().map(|places| self.bytes_left(places)).sum();
         if self.inner.sources.rating().race(bytes) {
             self.ask(&awaited);
