@@ -102,7 +102,8 @@ impl Mirrors {
 }
 
 fn client() -> Result<Client> {
-    let builder = Client::builder().connect_timeout(CONNECT_LIMIT);
+    // As the way to the server: whoever sets a proxy for a shell does not mean the daemon.
+    let builder = Client::builder().no_proxy().connect_timeout(CONNECT_LIMIT);
     let client = builder.redirect(Policy::limited(MAX_REDIRECTS)).build();
     client.or_error(ErrorKind::Internal, || "cannot make ready to ask mirrors".to_owned())
 }
