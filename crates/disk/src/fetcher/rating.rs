@@ -24,7 +24,7 @@ const NEWEST: f64 = 0.25;
 const FORGET: Duration = Duration::from_secs(60);
 /// A mirror is used until the repository is that much faster: it spares the server and the line to it.
 const MARGIN: f64 = 2.0;
-/// Answers that come this soon are fast, as for the pace, and no better ones are looked for.
+/// Answers of a mirror that come this soon are fast, as for the pace: no better ones are looked for.
 const GOOD_ENOUGH: Duration = Duration::from_millis(250);
 /// How long a source of which nothing is known may show nothing before it is raced.
 const FIRST_PATIENCE: Duration = Duration::from_millis(750);
@@ -145,22 +145,28 @@ impl Rating {
         self.raced_bytes
     }
 
-    /// Chooses who is asked: the fastest; but one that is unknown is tried by one request at a time, unless all is well without.
+    /// Chooses who is asked: the fastest; but one that is unknown is tried by one request at a time, unless a mirror does well.
     pub fn choose(&self, wanted: &Wanted<'_>, now: Instant) -> Option<SourceId> {
         let is_usable = |id: &SourceId| self.sources[id.0].is_usable(&wanted.pack, now);
         let usable: Vec<SourceId> = wanted.sources.iter().copied().filter(is_usable).collect();
         let last_resort = wanted.sources.iter().copied().find(|id| *id == SourceId::REPOSITORY);
-        let cost = |id: SourceId| {
+        let is_mirror = |id: &SourceId| *id != SourceId::REPOSITORY;
+        let cost = |id: &SourceId| {
             let pace = self.sources[id.0].pace(now)?;
-            Some(if id == SourceId::REPOSITORY { pace * MARGIN } else { pace })
+            Some((*id, if is_mirror(id) { pace } else { pace * MARGIN }))
         };
-        let known = usable.iter().filter_map(|id| Some((*id, cost(*id)?)));
-        let best = known.min_by(|one, other| one.1.total_cmp(&other.1)).map(|(id, _)| id);
-        if let Some(best) = best
-            && self.expected(best, wanted.bytes, now).is_some_and(|takes| takes <= GOOD_ENOUGH)
-        {
-            return Some(best);
+        let fastest = |known: Vec<(SourceId, f64)>| {
+            known.into_iter().min_by(|one, other| one.1.total_cmp(&other.1)).map(|(id, _)| id)
+        };
+        let is_good = |id: &&SourceId| {
+            let takes = self.expected(**id, wanted.bytes, now);
+            is_mirror(id) && takes.is_some_and(|takes| takes <= GOOD_ENOUGH)
+        };
+        let good = fastest(usable.iter().filter(is_good).filter_map(cost).collect());
+        if good.is_some() {
+            return good;
         }
+        let best = fastest(usable.iter().filter_map(cost).collect());
         let is_untried = |id: &SourceId| {
             self.sources[id.0].pace(now).is_none() && self.sources[id.0].under_way == 0
         };
@@ -169,7 +175,7 @@ impl Rating {
             .iter()
             .copied()
             .filter(is_untried)
-            .max_by_key(|id| (*id != SourceId::REPOSITORY, std::cmp::Reverse(*id)));
+            .max_by_key(|id| (is_mirror(id), std::cmp::Reverse(*id)));
         untried.or(best).or(last_resort).or(usable.first().copied())
     }
 

@@ -34,8 +34,9 @@ fn the_fastest_is_asked_and_a_mirror_spares_the_repository() {
         ([140, 300, 400], REPOSITORY),
         ([300, 200, 400], NEAR),
         ([300, 400, 350], FAR),
-        // Not that much faster.
+        // Not that much faster; and fast enough, however fast the repository is.
         ([300, 420, 500], NEAR),
+        ([1, 150, 400], NEAR),
     ] {
         for (id, took_ms) in all.into_iter().zip(times_ms) {
             rating.sources[id.0].pace = None;
@@ -43,7 +44,7 @@ fn the_fastest_is_asked_and_a_mirror_spares_the_repository() {
         }
         assert_eq!(choose(&rating, &all, now), Some(best), "{times_ms:?}");
     }
-    assert_eq!(choose(&rating, &[REPOSITORY, FAR], now), Some(FAR));
+    assert_eq!(choose(&rating, &[REPOSITORY, FAR], now), Some(REPOSITORY));
     assert_eq!(choose(&rating, &[], now), None);
 }
 
@@ -62,6 +63,15 @@ fn what_is_unknown_is_tried_by_one_request_at_a_time_and_not_at_all_where_all_is
     assert_eq!(choose(&rating, &all, now), Some(FAR));
     answer(&mut rating, NEAR, 10, now);
     assert_eq!(choose(&rating, &all, now), Some(NEAR), "no need to look further");
+    // However fast the repository is, a mirror that is back is used again.
+    rating.fault(NEAR, &failed(), now);
+    rating.fault(FAR, &failed(), now);
+    rating.ended(NEAR);
+    answer(&mut rating, REPOSITORY, 1, now);
+    assert_eq!(choose(&rating, &all, now), Some(REPOSITORY));
+    assert_eq!(choose(&rating, &all, now + FIRST_PAUSE), Some(NEAR));
+    rating.forgive(now);
+    answer(&mut rating, NEAR, 10, now);
     // What was learned is forgotten, of each at its time.
     answer(&mut rating, FAR, 10, now + FORGET / 2);
     assert_eq!(choose(&rating, &all, now + FORGET), Some(FAR));
