@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use collective_disk::{FetchSettings, Fetcher, Source, VersionDisk};
+use collective_repository::DiskReader;
 use collective_repository::backend::Fault;
 
 use crate::support::{IMAGE_BYTES, Random, World, boot_trace, quick};
@@ -159,6 +160,17 @@ impl Gate {
     }
 }
 
+/// A reader whose first read of a pack stands before a gate.
+async fn gated(world: &World) -> (Arc<Gate>, DiskReader) {
+    let gate = Arc::new(Gate::default());
+    let script = Arc::clone(&gate);
+    let reader = world.reader(move |_| {
+        script.pass();
+        Fault::Pass
+    });
+    (gate, reader.await)
+}
+
 /// Opens a gate when dropped, so that a test that fails does not stand before it.
 struct Opener(Arc<Gate>);
 
@@ -171,14 +183,7 @@ impl Drop for Opener {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn demand_passes_a_replay_that_stands_still() {
     let world = World::create().await;
-    let gate = Arc::new(Gate::default());
-    let script = Arc::clone(&gate);
-    let reader = world
-        .reader(move |_| {
-            script.pass();
-            Fault::Pass
-        })
-        .await;
+    let (gate, reader) = gated(&world).await;
     let settings = quick();
     let fetcher = Fetcher::new(world.cache().await, settings);
     let disk = VersionDisk::new(reader, fetcher.clone());
@@ -203,14 +208,7 @@ async fn demand_passes_a_replay_that_stands_still() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn who_completes_a_disk_gets_also_what_another_had_on_the_way_and_gave_up() {
     let world = World::with_frames(16 << 10).await;
-    let gate = Arc::new(Gate::default());
-    let script = Arc::clone(&gate);
-    let reader = world
-        .reader(move |_| {
-            script.pass();
-            Fault::Pass
-        })
-        .await;
+    let (gate, reader) = gated(&world).await;
     let fetcher = Fetcher::new(world.cache().await, quick());
     let disk = VersionDisk::new(reader, fetcher.clone());
     let complete = || {
