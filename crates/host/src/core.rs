@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::HostOptions;
 use crate::admission::Desk;
 use crate::instance::Instances;
+use crate::metered::Connection;
 use crate::mirrors::{self, Mirrors};
 use crate::operation::Operations;
 use crate::paths::Paths;
@@ -67,6 +68,7 @@ pub(crate) struct Core {
     pub(crate) fetcher: Fetcher,
     copies: Copies,
     mirrors: Mirrors,
+    pub(crate) connection: Connection,
     /// The line for the memory that guests may have.
     pub(crate) admission: Desk,
     /// Ends streams of events when the daemon goes down.
@@ -91,6 +93,7 @@ impl Core {
             copies: Copies::new(fetcher.clone(), stop.clone()),
             fetcher,
             mirrors,
+            connection: Connection::new(options.metered),
             admission: Desk::open(options.memory_mib),
             options,
             paths,
@@ -145,7 +148,13 @@ impl Core {
             }),
             publish_minutes: self.options.publish_minutes,
             reports: self.options.reports,
+            metered: self.connection.is_metered(),
         }
+    }
+
+    /// Whether something may be fetched that nobody asked for.
+    pub(crate) fn fetches_ahead(&self) -> bool {
+        self.options.prefetch && !self.connection.is_metered()
     }
 
     /// Remembers whether the server answered somebody who has no session.

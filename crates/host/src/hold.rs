@@ -235,6 +235,7 @@ pub(crate) async fn keep(core: Arc<Core>) {
     let mut sessions = core.sessions.watch();
     let mut boots = BTreeMap::new();
     loop {
+        core.connection.look().await;
         tokio::select! {
             () = core.stop.cancelled() => return,
             () = tokio::time::sleep(FIRST_PAUSE) => {}
@@ -262,8 +263,10 @@ async fn keep_for(core: &Arc<Core>, session: &Session, boots: &mut Boots) -> Res
         let paths = core.paths.instance(&session.user, &entry.name);
         let hold: Option<Hold> = record::load(&paths.hold())?;
         let kept = match hold {
+            // What is published later is for another connection; who wants it now asks for the hold again.
+            Some(hold) if hold.complete.is_some() && core.connection.is_metered() => Ok(()),
             Some(hold) => keep_hold(core, session, &profile, &entry.name, hold).await,
-            None if core.options.prefetch && paths.record().exists() => {
+            None if core.fetches_ahead() && paths.record().exists() => {
                 keep_boot(core, session, &profile, &entry.name, boots).await
             }
             None => Ok(()),

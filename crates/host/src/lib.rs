@@ -12,6 +12,7 @@ mod core;
 mod hold;
 mod http;
 mod instance;
+mod metered;
 mod mirrors;
 mod operation;
 mod paths;
@@ -38,6 +39,7 @@ use tokio::task::JoinHandle;
 
 use crate::core::Core;
 use crate::instance::Command;
+pub use crate::metered::Metered;
 pub use crate::mirrors::{MAX_MIRRORS, MirrorUrl};
 use crate::paths::Paths;
 use crate::remote::Remote;
@@ -59,8 +61,10 @@ pub struct HostOptions {
     pub cache_bytes: u64,
     /// Memory that guests may have together.
     pub memory_mib: u64,
-    /// Whether the boots of new versions are fetched before they are asked for; not where data costs money.
+    /// Whether anything is fetched before it is asked for.
     pub prefetch: bool,
+    /// Whether the connection is metered, where nothing is fetched before it is asked for either.
+    pub metered: Metered,
     /// Whether the server is told which parts of system disks are read.
     pub reports: bool,
     /// Web places that show copies of appliances' repositories; the first [`MAX_MIRRORS`] are used.
@@ -79,6 +83,7 @@ impl HostOptions {
             cache_bytes: 20 << 30,
             memory_mib: (memory_bytes >> 20) * 3 / 4,
             prefetch: true,
+            metered: Metered::default(),
             reports: true,
             mirrors: Vec::new(),
         }

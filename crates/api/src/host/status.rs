@@ -38,6 +38,9 @@ pub struct HostStatus {
     /// Whether the server is told which parts of system disks are read; not known of a daemon that never does.
     #[serde(default)]
     pub reports: bool,
+    /// Whether the connection is paid for by what it carries, so that nothing is fetched before it is asked for.
+    #[serde(default)]
+    pub metered: bool,
 }
 
 /// The server of a host.

@@ -339,6 +339,7 @@ mod tests {
             accelerator: None,
             publish_minutes: 10,
             reports: true,
+            metered: false,
         }
     }
 

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use collective_api::HostClient;
-use collective_host::{Host, HostOptions, MAX_MIRRORS, MirrorUrl};
+use collective_host::{Host, HostOptions, MAX_MIRRORS, Metered, MirrorUrl};
 use collective_model::{Error, ErrorKind, Result};
 use serde::Serialize;
 
@@ -43,9 +43,13 @@ pub struct Arguments {
         allow_negative_numbers = true
     )]
     publish_minutes: Option<u32>,
-    /// Fetch nothing before it is asked for, as on a connection that is paid for by what it carries
+    /// Fetch nothing before it is asked for
     #[arg(long)]
     no_prefetch: bool,
+    /// Whether the connection is paid for by what it carries: then nothing is fetched before it is asked for, and what is
+    /// held stays as it is; `auto` does as NetworkManager says
+    #[arg(long, value_name = "WHETHER", value_enum, default_value_t = Whether::Auto)]
+    metered: Whether,
     /// Do not tell the server which parts of appliances' system disks are read here
     #[arg(long)]
     no_report: bool,
@@ -59,6 +63,14 @@ pub struct Arguments {
     trust: Trust,
     #[command(flatten)]
     daemon: DaemonArguments,
+}
+
+/// What `--metered` may say.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Whether {
+    Auto,
+    Yes,
+    No,
 }
 
 /// What a program reads when the daemon is ready.
@@ -113,6 +125,11 @@ fn options(arguments: &Arguments, context: &Context) -> Result<HostOptions> {
         options.memory_mib = bytes >> 20;
     }
     options.prefetch = !arguments.no_prefetch;
+    options.metered = match arguments.metered {
+        Whether::Auto => Metered::Ask,
+        Whether::Yes => Metered::Yes,
+        Whether::No => Metered::No,
+    };
     options.reports = !arguments.no_report;
     if let Some(minutes) = arguments.publish_minutes {
         options.publish_minutes = minutes;

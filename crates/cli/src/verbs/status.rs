@@ -204,6 +204,9 @@ fn about_host(host: &HostStatus) -> String {
     if host.sources.len() > 1 {
         lines.extend(host.sources.iter().map(|source| about_source(source, now())));
     }
+    if host.metered {
+        lines.push("ahead    nothing is fetched: the connection is metered".to_owned());
+    }
     lines.push(match host.reports {
         true => {
             "reports  what is read of appliances, not by whom (--no-report: nothing)".to_owned()

@@ -141,7 +141,7 @@ impl Owner {
         let Some(foretold) = foretold else { return };
         self.record.foretold = Some(foretold);
         let (Ok(session), Some(run)) = (self.session(), &self.record.run) else { return };
-        if self.core.options.prefetch
+        if self.core.fetches_ahead()
             && let Some(machine) = &mut self.machine
         {
             machine.disks.bring_popular(&self.core, session, run.appliance.id, run.version);
