@@ -56,6 +56,8 @@ pub struct PublishOptions {
     pub rehearse: bool,
     /// How long that start may take.
     pub start_limit: Duration,
+    /// Commands that it runs once the system is up, so that what they read is foretold too: applications that many open.
+    pub applications: Vec<String>,
     /// Publish although that start failed; without a boot trace, the next starts are slower.
     pub even_if_it_fails: bool,
     /// What hosts report that is read most of the version before, if anybody counted.
@@ -75,6 +77,7 @@ impl PublishOptions {
             trim: true,
             rehearse: true,
             start_limit: START_LIMIT,
+            applications: Vec::new(),
             even_if_it_fails: false,
             popularity: None,
             distrusted: Vec::new(),

@@ -15,7 +15,7 @@ const APPLICATION: &str = "cat /application > /dev/null";
 #[test]
 fn what_is_read_on_one_computer_is_fetched_first_on_the_next_unless_nothing_is_reported() {
     let mut world = World::without_appliance();
-    publish_with_application(&mut world);
+    let published = publish_with_application(&mut world);
     world.computer("a");
     world.start("a");
     world.guest("a", APPLICATION);
@@ -54,10 +54,15 @@ fn what_is_read_on_one_computer_is_fetched_first_on_the_next_unless_nothing_is_r
     assert!(!world.path("c/users/ann/tiny/reports.json").exists());
     world.stage.stop_daemon("c").unwrap();
     assert_eq!(reported(&world), reads);
+
+    // An application that is named is foretold without anybody having read it.
+    let named = world.publish_again(&["--also-run", APPLICATION]);
+    let recorded = |published: &Value| published["recorded_bytes"].as_u64().unwrap();
+    assert!(recorded(&named) >= recorded(&published) + APPLICATION_BYTES * 9 / 10, "{named}");
 }
 
 /// Publishes `tiny` with a file that its boot does not read.
-fn publish_with_application(world: &mut World) {
+fn publish_with_application(world: &mut World) -> Value {
     let recipe = world.path("recipe");
     let copied = Command::new("cp").arg("-a").arg(super::world::recipe()).arg(&recipe).status();
     assert!(copied.unwrap().success());
@@ -73,7 +78,7 @@ fn publish_with_application(world: &mut World) {
     let script = recipe.join("customize.sh");
     let customize = std::fs::read_to_string(&script).unwrap();
     std::fs::write(script, customize + "$b cp /application /system/application\n").unwrap();
-    world.publish_recipe(&recipe);
+    world.publish_recipe(&recipe)
 }
 
 /// Waits until a start and the use after it were reported; returns what the administrator sees of version 1.

@@ -101,10 +101,17 @@ impl World {
     }
 
     /// Publishes what a recipe makes as `tiny`, which ann may start.
-    pub fn publish_recipe(&mut self, recipe: &Path) {
+    pub fn publish_recipe(&mut self, recipe: &Path) -> Value {
         let directory = self.build(recipe, "1");
-        self.publish_built("tiny", &directory, &[]);
+        let published = self.publish_built("tiny", &directory, &[]);
         self.stage.admin(&["grant", "add", "tiny", "staff"]).unwrap();
+        published
+    }
+
+    /// Publishes what [`publish_recipe`](Self::publish_recipe) made once more.
+    pub fn publish_again(&mut self, more: &[&str]) -> Value {
+        let directory = self.path("tiny-1");
+        self.publish_built("tiny", &directory, more)
     }
 
     fn publish_built(&mut self, name: &str, directory: &Path, more: &[&str]) -> Value {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use collective_disk::{Export, RawFile, Recorder, Source};
 use collective_model::{ByteCount, DiskRole, Error, ErrorKind, IoResultExt, Result};
 use collective_repository::Trace;
-use collective_vm::agent::Agent;
+use collective_vm::agent::{Agent, Exec};
 use collective_vm::process::{self, Process};
 use collective_vm::qemu::Qemu;
 use collective_vm::spec::{Backing, DiskSpec, MachineSpec, NbdExport, Sockets};
@@ -22,7 +22,9 @@ use super::{Images, PublishOptions};
 const AGENT_PAUSE: Duration = Duration::from_millis(250);
 /// How long the guest may take to shut down after it came up; nothing of it is needed any more.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(60);
-/// Bytes of the serial log that become the cause of a failure.
+/// How long an application may run; one that goes on longer has read by then what it needs to open.
+const APPLICATION_LIMIT: Duration = Duration::from_secs(60);
+/// Bytes of the serial log, or of what an application said, that become the cause of a failure.
 const QUOTED_BYTES: usize = 600;
 
 /// A recorded start that came up.
@@ -90,6 +92,9 @@ pub(super) async fn rehearse(images: &Images, options: &PublishOptions) -> Resul
     let agent = Agent::new(&spec.sockets.agent);
     wait_for_agent(&agent, &machine.process, options.start_limit, &spec.serial_log).await?;
     let boot_seconds = began.elapsed().as_secs_f64();
+    for application in &options.applications {
+        run(&agent, application).await?;
+    }
     let trace = recorder.trace();
     // A polite end, so that the guest's last words are in its log; then the cord.
     if agent.shutdown().await.is_ok() {
@@ -100,6 +105,25 @@ pub(super) async fn rehearse(images: &Images, options: &PublishOptions) -> Resul
     drop(ending);
     export.shutdown().await;
     Ok(Rehearsal { trace, boot_seconds })
+}
+
+/// Runs an application until it ends, or has run for long enough.
+async fn run(agent: &Agent, command: &str) -> Result<()> {
+    let arguments = vec!["-c".to_owned(), command.to_owned()];
+    let exec = Exec { path: "/bin/sh".to_owned(), arguments, input: Vec::new() };
+    match agent.exec(&exec, APPLICATION_LIMIT).await {
+        Ok(ended) if ended.exit_code == 0 => Ok(()),
+        Ok(ended) => {
+            let message = format!("`{command}` ended with {} in the guest", ended.exit_code);
+            Err(Error::new(ErrorKind::Invalid, message)
+                .with_source(Error::new(ErrorKind::Invalid, last_words(&ended.errors))))
+        }
+        Err(error) if error.kind() == ErrorKind::Unavailable => {
+            tracing::info!("`{command}` runs on: {}", error.chain());
+            Ok(())
+        }
+        Err(error) => Err(error.context(format!("cannot run `{command}` in the guest"))),
+    }
 }
 
 /// Exports an image through a recorder, under a throwaway layer.
@@ -143,13 +167,14 @@ async fn wait_for_agent(
         () = process.exited() => "the machine ended before its guest agent answered".to_owned(),
     };
     let said = std::fs::read(serial_log).unwrap_or_default();
-    let last =
-        String::from_utf8_lossy(&said[said.len().saturating_sub(QUOTED_BYTES)..]).into_owned();
     let error = Error::new(ErrorKind::Invalid, format!("the image does not start: {what}"));
-    Err(if last.trim().is_empty() {
-        error.with_source(Error::new(ErrorKind::Invalid, "it said nothing on its serial port"))
-    } else {
-        error
-            .with_source(Error::new(ErrorKind::Invalid, format!("its last words: {}", last.trim())))
-    })
+    Err(error.with_source(Error::new(ErrorKind::Invalid, last_words(&said))))
+}
+
+fn last_words(said: &[u8]) -> String {
+    let last = String::from_utf8_lossy(&said[said.len().saturating_sub(QUOTED_BYTES)..]);
+    match last.trim() {
+        "" => "it said nothing".to_owned(),
+        last => format!("its last words: {last}"),
+    }
 }

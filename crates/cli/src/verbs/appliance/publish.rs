@@ -35,7 +35,8 @@ use crate::wait;
 /// To back up the user disk of an appliance that you use, see `collective publish`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  collective appliance publish debian --built /tmp/debian\n  \
-    collective appliance publish office office.qcow2 --memory 4GiB")]
+    collective appliance publish office office.qcow2 --memory 4GiB\n  \
+    collective appliance publish office office.qcow2 --also-run 'libreoffice --version'")]
 pub struct Arguments {
     /// Which appliance; a new one is made
     appliance: ApplianceName,
@@ -50,6 +51,10 @@ pub struct Arguments {
     /// Do not start it once before; the starts of others will be slower
     #[arg(long)]
     no_record: bool,
+    /// Have that start run this command as well, an application that many will open, so that its first start is fast too; may
+    /// be given several times
+    #[arg(long = "also-run", value_name = "COMMAND", conflicts_with = "no_record")]
+    applications: Vec<String>,
     /// Publish it although that start failed
     #[arg(long, conflicts_with = "no_record")]
     even_if_it_fails: bool,
@@ -74,6 +79,8 @@ struct Published {
     packs: u64,
     /// Seconds of the recorded start; null if there was none, or it failed.
     boot_seconds: Option<f64>,
+    /// Bytes of the system disk that it read, applications included; null if there was none, or it failed.
+    recorded_bytes: Option<u64>,
 }
 
 pub async fn run(arguments: Arguments, server: &ServerClient, context: &Context) -> Result<u8> {
@@ -112,6 +119,7 @@ async fn publish(
     let mut options = PublishOptions {
         notes: arguments.notes.clone(),
         rehearse: !arguments.no_record,
+        applications: arguments.applications.clone(),
         even_if_it_fails: arguments.even_if_it_fails,
         ..PublishOptions::new(work.path().to_owned())
     };
@@ -192,6 +200,9 @@ impl Published {
             trimmed_bytes: report.trimmed_bytes,
             packs: stats.packs,
             boot_seconds: report.rehearsal.as_ref().map(|rehearsal| rehearsal.boot_seconds),
+            recorded_bytes: report.rehearsal.as_ref().map(|rehearsal| {
+                rehearsal.trace.ranges.iter().map(|range| range.length_bytes()).sum()
+            }),
         }
     }
 
