@@ -18,8 +18,12 @@ use crate::sealer::{Purpose, Sealer};
 
 pub(crate) use reader::IndexReader;
 
-/// Frames in a page: some 40 KiB.
-const FRAMES_PER_PAGE: usize = 1024;
+/// The format of indexes that are written.
+const FORMAT: u32 = 2;
+/// Frames in a page: some 10 KiB, because a first byte waits for it on a slow line.
+const FRAMES_PER_PAGE: usize = 256;
+/// Frames in a page of format 1.
+const FRAMES_PER_OLD_PAGE: usize = 1024;
 /// Extents in a page: some 20 KiB.
 const EXTENTS_PER_PAGE: usize = 4096;
 /// Frames that a disk may have: 4 TiB of data at 256 KiB a frame.

@@ -4,13 +4,13 @@ use collective_model::{Digest, Error, ErrorKind, Result};
 
 use super::page::{MAX_PAGE_BYTES, encode_extents, encode_frames};
 use super::{
-    EXTENTS_PER_PAGE, EncodedIndex, FRAMES_PER_PAGE, Index, IndexFrame, MAX_EXTENTS, MAX_FRAMES,
+    EXTENTS_PER_PAGE, EncodedIndex, FORMAT, FRAMES_PER_OLD_PAGE, FRAMES_PER_PAGE, Index,
+    IndexFrame, MAX_EXTENTS, MAX_FRAMES,
 };
 use crate::codec::{Malformed, Reader};
-use crate::descriptor::FORMAT;
 use crate::manifest::{IndexEntry, PackEntry};
 
-/// The first bytes of an index object, before the first page.
+/// The first bytes of an index object of any format, before the first page.
 const HEADER: &[u8; 16] = b"COLLINDX\x01\0\0\0\0\0\0\0";
 
 /// Bytes of the directory before its rows.
@@ -25,6 +25,8 @@ pub(super) struct Directory {
     /// Blocks of the disk.
     pub blocks: u64,
     pub frames: u32,
+    /// Frames in each page but the last.
+    pub frames_per_page: usize,
     pub frame_pages: Vec<PageEntry>,
     pub extent_pages: Vec<PageEntry>,
 }
@@ -119,9 +121,11 @@ impl Directory {
     /// Reads the directory of an index object of `object_bytes` whose hash was checked.
     pub fn decode(bytes: &[u8], object_bytes: u64) -> Result<Self, Malformed> {
         let mut reader = Reader::new(bytes);
-        if reader.u32()? != FORMAT {
-            return Err(Malformed("the directory has an unknown format"));
-        }
+        let frames_per_page = match reader.u32()? {
+            1 => FRAMES_PER_OLD_PAGE,
+            FORMAT => FRAMES_PER_PAGE,
+            _ => return Err(Malformed("the directory has an unknown format")),
+        };
         let frames = reader.u32()?;
         let extents = reader.u64()?;
         let blocks = reader.u64()?;
@@ -133,7 +137,7 @@ impl Directory {
         }
         let mut offset = HEADER.len() as u64;
         let frame_pages =
-            decode_rows(&mut reader, &mut offset, frames as usize, FRAMES_PER_PAGE, false)?;
+            decode_rows(&mut reader, &mut offset, frames as usize, frames_per_page, false)?;
         let extent_pages =
             decode_rows(&mut reader, &mut offset, extents as usize, EXTENTS_PER_PAGE, true)?;
         reader.finish()?;
@@ -143,7 +147,7 @@ impl Directory {
         if !extent_pages.is_sorted_by(|left, right| left.first_block < right.first_block) {
             return Err(Malformed("the pages are not in order"));
         }
-        Ok(Self { blocks, frames, frame_pages, extent_pages })
+        Ok(Self { blocks, frames, frames_per_page, frame_pages, extent_pages })
     }
 }
 
@@ -183,7 +187,7 @@ pub(super) const HEADER_BYTES: usize = HEADER.len();
 /// The least that a directory has.
 pub(super) const MIN_DIRECTORY_BYTES: usize = HEAD_BYTES;
 
-/// The most that a directory has: 1.3 MB.
+/// The most that a directory has: 3.1 MB.
 pub(super) const MAX_DIRECTORY_BYTES: usize = HEAD_BYTES
     + (4 + 32) * MAX_FRAMES.div_ceil(FRAMES_PER_PAGE)
     + (4 + 32 + 8) * MAX_EXTENTS.div_ceil(EXTENTS_PER_PAGE);

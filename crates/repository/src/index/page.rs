@@ -2,7 +2,7 @@
 
 use collective_model::Digest;
 
-use super::{EXTENTS_PER_PAGE, FRAMES_PER_PAGE, IndexExtent, IndexFrame};
+use super::{EXTENTS_PER_PAGE, FRAMES_PER_OLD_PAGE, IndexExtent, IndexFrame};
 use crate::codec::{Malformed, Reader, put_varint, put_zigzag};
 use crate::frame::{Codec, FrameRef, MAX_FRAME_BLOCKS};
 use crate::pack::{HEADER_BYTES, check_frame_sizes};
@@ -44,7 +44,7 @@ pub(super) fn decode_frames(
     count: usize,
     packs: &[Digest],
 ) -> Result<Vec<FrameRef>, Malformed> {
-    if count > FRAMES_PER_PAGE {
+    if count > FRAMES_PER_OLD_PAGE {
         return Err(Malformed("a page has too many frames"));
     }
     let mut reader = Reader::new(bytes);

@@ -15,7 +15,7 @@ use super::directory::{
     Directory, HEADER_BYTES, MAX_DIRECTORY_BYTES, MIN_DIRECTORY_BYTES, PageEntry, check_header,
 };
 use super::page::{MAX_PAGE_BYTES, decode_extents, decode_frames};
-use super::{FRAMES_PER_PAGE, Index, IndexExtent, IndexSource};
+use super::{Index, IndexExtent, IndexSource};
 use crate::backend::{Backend, ObjectName, read_checked};
 use crate::frame::FrameRef;
 use crate::sealer::{Purpose, Sealer};
@@ -182,12 +182,12 @@ impl IndexReader {
     }
 
     async fn frame(&self, extent: &IndexExtent, cursor: &mut FrameCursor) -> Result<FrameRef> {
-        let number = extent.frame as usize / FRAMES_PER_PAGE;
+        let number = extent.frame as usize / self.directory.frames_per_page;
         if cursor.number != Some(number) {
             cursor.page = self.frame_page(number).await?;
             cursor.number = Some(number);
         }
-        let frame = cursor.page[extent.frame as usize % FRAMES_PER_PAGE];
+        let frame = cursor.page[extent.frame as usize % self.directory.frames_per_page];
         self.check_in_frame(extent, frame.blocks)?;
         Ok(frame)
     }
