@@ -8,7 +8,7 @@ use std::time::Duration;
 use collective_api::HostClient;
 use collective_api::host::{Operation, OperationState};
 use collective_model::{ErrorKind, Result, ResultExt as _};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::context::Context;
 use crate::progress::{Meter, Step};
@@ -40,13 +40,15 @@ pub async fn finish(
         });
         return Ok(Ended::Left);
     }
+    // Before anything is shown: who sees it may press at once.
+    let mut interrupt = listen(SignalKind::interrupt())?;
     let meter = context.output.meter(&label(&operation));
     let (id, may_cancel) = (operation.id, operation.may_cancel);
     let work = client.finish(operation, |operation| meter.step(&step(operation)));
     tokio::pin!(work);
     tokio::select! {
         done = &mut work => return done.map(|operation| Ended::Done(Box::new(operation))),
-        pressed = tokio::signal::ctrl_c() => heard(pressed)?,
+        _ = interrupt.recv() => {}
     }
     leave(&meter, may_cancel);
     if !may_cancel {
@@ -55,7 +57,7 @@ pub async fn finish(
     tokio::select! {
         done = &mut work => return done.map(|operation| Ended::Done(Box::new(operation))),
         () = tokio::time::sleep(SECOND_PRESS) => return Ok(Ended::Left),
-        pressed = tokio::signal::ctrl_c() => heard(pressed)?,
+        _ = interrupt.recv() => {}
     }
     meter.note("cancelling");
     client.cancel(id).await?;
@@ -75,20 +77,19 @@ pub async fn finish(
 /// Runs work of this process until it is done or the process is to end: by Ctrl-C, by SIGTERM, or because the terminal is
 /// gone. Then it is dropped, and what it started with it.
 pub async fn or_interrupt<T>(work: impl Future<Output = Result<T>>) -> Result<Option<T>> {
-    let listen =
-        |kind| signal(kind).or_error(ErrorKind::Internal, || "cannot hear signals".to_owned());
-    let (mut terminated, mut hung_up) =
-        (listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
+    let mut interrupted = listen(SignalKind::interrupt())?;
+    let mut terminated = listen(SignalKind::terminate())?;
+    let mut hung_up = listen(SignalKind::hangup())?;
     tokio::select! {
         done = work => done.map(Some),
-        pressed = tokio::signal::ctrl_c() => heard(pressed).map(|()| None),
+        _ = interrupted.recv() => Ok(None),
         _ = terminated.recv() => Ok(None),
         _ = hung_up.recv() => Ok(None),
     }
 }
 
-fn heard(pressed: std::io::Result<()>) -> Result<()> {
-    pressed.or_error(ErrorKind::Internal, || "cannot wait for Ctrl-C".to_owned())
+fn listen(kind: SignalKind) -> Result<Signal> {
+    signal(kind).or_error(ErrorKind::Internal, || "cannot hear signals".to_owned())
 }
 
 fn leave(meter: &Meter, may_cancel: bool) {
