@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use collective_disk::{
-    Cache, CacheOptions, Export, FetchSettings, Fetcher, RawFile, Recorder, Source, VersionDisk,
+    Cache, CacheOptions, Export, FetchSettings, Fetcher, Heard, RawFile, Recorder, Source,
+    VersionDisk,
 };
 use collective_model::{ByteCount, DiskRole};
 use collective_repository::{Trace, VersionReader};
@@ -47,8 +48,8 @@ pub async fn measure(scene: &Scene, version: &VersionReader, report: &mut Report
 /// Boots once through a recorder: what an unattended start at publishing does.
 pub async fn record(scene: &Scene) -> Result<Trace> {
     let raw = RawFile::open(&scene.appliance.system).map_err(chain)?;
-    let recorder = Arc::new(Recorder::new(Arc::new(raw)));
-    exported(scene, Arc::clone(&recorder) as Arc<dyn Source>).await?;
+    let recorder = Arc::<Recorder>::default();
+    exported(scene, Arc::new(Heard::new(Arc::new(raw), Arc::clone(&recorder)))).await?;
     Ok(recorder.trace())
 }
 

@@ -10,10 +10,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use collective_disk::{Cache, CacheOptions, FetchSettings, Fetcher, Recorder, Source, VersionDisk};
+use collective_disk::{
+    Cache, CacheOptions, FetchSettings, Fetcher, Heard, Recorder, Source, VersionDisk,
+};
 use collective_model::{BLOCK_BYTES, DiskRole, Epoch};
 use collective_repository::backend::Http;
 use collective_repository::{Descriptor, Repository, Trust, VersionReader};
+use collective_testing::Nginx;
 use collective_vm::spec::{Backing, NbdExport};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpStream, UnixListener};
@@ -24,7 +27,6 @@ use crate::link::{BROADBAND, DSL, LAN, Line, Link};
 use crate::report::{Report, Row, say};
 use crate::sample::Sample;
 use crate::scene::{Scene, chain};
-use crate::web::Web;
 
 /// What frames of the floor hold, as in DESIGN 4.3.
 pub const FLOOR_FRAME_BLOCKS: usize = 64;
@@ -39,7 +41,7 @@ pub async fn measure(
     local_seconds: f64,
     report: &mut Report,
 ) -> Result<()> {
-    let web = Web::serve(&scene.directory).await?;
+    let web = Nginx::serve(&scene.directory)?;
     let floor_bytes = floor_bytes(scene, version).await?;
     say(&format!("a boot reads {:.1} MB compressed", floor_bytes / 1e6));
     let (mut fetched, mut moved) = (Sample::default(), Sample::default());
@@ -78,8 +80,8 @@ pub async fn measure(
 /// The compressed bytes of the blocks that a boot reads, in the order that it reads them.
 async fn floor_bytes(scene: &Scene, version: &VersionReader) -> Result<f64> {
     let disk = disk(scene, version.clone(), "boot-cache").await?;
-    let recorder = Arc::new(Recorder::new(Arc::new(disk.clone())));
-    exported(scene, Arc::clone(&recorder) as Arc<dyn Source>).await?;
+    let recorder = Arc::<Recorder>::default();
+    exported(scene, Arc::new(Heard::new(Arc::new(disk.clone()), Arc::clone(&recorder)))).await?;
     let (mut bytes, mut frame) = (0, Vec::new());
     for range in recorder.trace().ranges {
         for block in range.start..range.end() {
@@ -108,12 +110,12 @@ async fn disk(scene: &Scene, version: VersionReader, cache: &str) -> Result<Vers
 /// Opens the repository and boots its first version, from nothing; returns the seconds and the bytes that came.
 async fn from_repository(
     scene: &Scene,
-    web: &Web,
+    web: &Nginx,
     line: Line,
     descriptor: &Descriptor,
 ) -> Result<(f64, u64)> {
     scene.fresh("cold-cache")?;
-    let link = Link::lay(line, web.address).await?;
+    let link = Link::lay(line, web.address()).await?;
     let started = std::time::Instant::now();
     let url = format!("http://{}/repository", link.address);
     let backend = Http::new(reqwest::Client::new(), &url, Epoch(0));
@@ -157,8 +159,8 @@ async fn nbd(scene: &Scene, line: Line) -> Result<f64> {
 }
 
 /// Boots from the raw file on the web server through nbdkit's `curl`, over the line.
-async fn curl(scene: &Scene, web: &Web, line: Line) -> Result<f64> {
-    let link = Link::lay(line, web.address).await?;
+async fn curl(scene: &Scene, web: &Nginx, line: Line) -> Result<f64> {
+    let link = Link::lay(line, web.address()).await?;
     let directory = private_directory()?;
     let socket = directory.path().join("disk.sock");
     let raw = scene.appliance.system.strip_prefix(&scene.directory)?.display().to_string();

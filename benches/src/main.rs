@@ -19,7 +19,6 @@ mod scene;
 mod store;
 mod userdisk;
 mod versions;
-mod web;
 mod writer;
 
 use anyhow::{Result, ensure};

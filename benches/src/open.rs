@@ -19,6 +19,7 @@ use collective_repository::backend::{Directory, Http};
 use collective_repository::{
     Descriptor, DiskSource, Kind, Piece, PieceData, Repository, SigningKey, Trust,
 };
+use collective_testing::Nginx;
 use rustix::fs::{SeekFrom, seek};
 
 use crate::link::{DSL, Link};
@@ -26,7 +27,6 @@ use crate::publish::publication_of;
 use crate::report::{Report, Row, say};
 use crate::sample::Sample;
 use crate::scene::{Scene, chain};
-use crate::web::Web;
 
 const REPOSITORY: &str = "huge-repository";
 /// 100 GB in whole blocks.
@@ -49,7 +49,7 @@ pub async fn measure(scene: &Scene, report: &mut Report) -> Result<()> {
     write_blocks(&scene.appliance.system, &data, different)?;
     let descriptor = publish(scene, &data, runs, different).await?;
     std::fs::remove_file(&data)?;
-    let web = Web::serve(&scene.directory).await?;
+    let web = Nginx::serve(&scene.directory)?;
     let mut seconds = Sample::default();
     let rounds = scene.rounds(9, 5) as u64;
     for round in 0..rounds {
@@ -98,14 +98,7 @@ async fn publish(scene: &Scene, data: &Path, runs: u64, different: u64) -> Resul
         range: BlockRange::new(start(run, runs), 1),
         what: PieceData::File { file: Arc::clone(&file), offset: run % different * BLOCK_BYTES },
     };
-    let disk = DiskSource {
-        role: DiskRole::System,
-        size_bytes: DISK_BYTES,
-        base: None,
-        pieces: (0..runs).map(piece).collect(),
-        trace: None,
-        popular: Vec::new(),
-    };
+    let disk = DiskSource::new(DiskRole::System, DISK_BYTES, (0..runs).map(piece).collect());
     let publication = publication_of(None, disk);
     let published = repository.publish(publication, &signer, &Silent).await.map_err(chain)?;
     let version = repository.version(published.version).await.map_err(chain)?;
@@ -118,11 +111,16 @@ async fn publish(scene: &Scene, data: &Path, runs: u64, different: u64) -> Resul
 }
 
 /// Opens everything anew and reads a block; returns the seconds.
-async fn first_byte(scene: &Scene, web: &Web, descriptor: &Descriptor, block: u64) -> Result<f64> {
+async fn first_byte(
+    scene: &Scene,
+    web: &Nginx,
+    descriptor: &Descriptor,
+    block: u64,
+) -> Result<f64> {
     let options = CacheOptions { capacity_bytes: 1 << 30 };
     let cache = Cache::open(&scene.fresh("huge-cache")?, options).map_err(chain)?;
     let fetcher = Fetcher::new(cache, FetchSettings::default());
-    let link = Link::lay(DSL, web.address).await?;
+    let link = Link::lay(DSL, web.address()).await?;
     let begun = Instant::now();
     let url = format!("http://{}/{REPOSITORY}", link.address);
     let backend = Arc::new(Http::new(reqwest::Client::new(), &url, Epoch(0)));

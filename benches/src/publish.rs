@@ -81,12 +81,8 @@ pub fn publication(
     let range = collective_model::BlockRange::covering(0, size_bytes);
     let what = PieceData::File { file: Arc::new(file), offset: 0 };
     let disk = DiskSource {
-        role: DiskRole::System,
-        size_bytes,
-        base: None,
-        pieces: vec![Piece { range, what }],
         trace: trace.cloned(),
-        popular: Vec::new(),
+        ..DiskSource::new(DiskRole::System, size_bytes, vec![Piece { range, what }])
     };
     Ok(publication_of(parent, disk))
 }
@@ -94,15 +90,9 @@ pub fn publication(
 /// A version that has one disk.
 pub fn publication_of(parent: Option<Version>, disk: DiskSource) -> Publication {
     Publication {
-        parent,
-        epoch: collective_model::Epoch::default(),
-        time: SystemTime::now().into(),
         hardware: Some(collective_model::Hardware::default()),
-        notes: String::new(),
         id: "bench".to_owned(),
-        disks: vec![disk],
-        sink: None,
-        distrusted: Vec::new(),
+        ..Publication::new(parent, SystemTime::now().into(), vec![disk])
     }
 }
 

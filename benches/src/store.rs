@@ -13,6 +13,7 @@ use collective_disk::{Cache, CacheOptions, FetchSettings, Fetcher, VersionDisk};
 use collective_model::{DiskRole, Epoch, RepositoryId, Silent, Version};
 use collective_repository::backend::{Directory, Http};
 use collective_repository::{Descriptor, Kind, Repository, SigningKey, Trust};
+use collective_testing::Nginx;
 
 use crate::link::{COUNTED, Link};
 use crate::peers::{self, Taken, size_of};
@@ -21,7 +22,6 @@ use crate::report::{Report, Row, say};
 use crate::sample::Sample;
 use crate::scene::{Scene, chain};
 use crate::versions;
-use crate::web::Web;
 
 /// The repository of the line, below the directory of the run.
 const REPOSITORY: &str = "line-repository";
@@ -75,13 +75,13 @@ async fn publish(scene: &Scene, disks: &[PathBuf]) -> Result<(Descriptor, Taken)
 
 /// Bytes that a host moves for each version after the first, when it holds one after the other.
 async fn moved(scene: &Scene, descriptor: &Descriptor, versions: usize) -> Result<Vec<u64>> {
-    let web = Web::serve(&scene.directory).await?;
+    let web = Nginx::serve(&scene.directory)?;
     let options = CacheOptions { capacity_bytes: 8 << 30 };
     let cache = Cache::open(&scene.fresh("line-cache")?, options).map_err(chain)?;
     let fetcher = Fetcher::new(cache, FetchSettings::default());
     let mut moved = Vec::new();
     for number in 1..=versions as u64 {
-        let link = Link::lay(COUNTED, web.address).await?;
+        let link = Link::lay(COUNTED, web.address()).await?;
         let url = format!("http://{}/{REPOSITORY}", link.address);
         let backend = Arc::new(Http::new(reqwest::Client::new(), &url, Epoch(0)));
         let trust = Trust { id: descriptor.id, publisher: descriptor.publisher, secret: None };

@@ -210,18 +210,11 @@ impl Private {
         all: BlockRange,
     ) -> Result<Version> {
         let size_bytes = all.length_bytes();
-        let disk =
-            DiskSource { role: ROLE, size_bytes, base, pieces, trace: None, popular: Vec::new() };
+        let disk = DiskSource { base, ..DiskSource::new(ROLE, size_bytes, pieces) };
         let publication = Publication {
-            parent: base,
             epoch: Epoch(1),
-            time: SystemTime::now().into(),
-            hardware: None,
-            notes: String::new(),
             id: "0123456789abcdef0123456789abcdef".to_owned(),
-            disks: vec![disk],
-            sink: None,
-            distrusted: Vec::new(),
+            ..Publication::new(base, SystemTime::now().into(), vec![disk])
         };
         let signer = self.secret.signing_key();
         let published = self.repository.publish(publication, &signer, &Silent).await;

@@ -14,6 +14,7 @@ mod export;
 mod fetcher;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod heard;
 mod nowait;
 mod raw_file;
 mod read_map;
@@ -28,8 +29,9 @@ pub use cache::{
 };
 pub use export::Export;
 pub use fetcher::{Dropped, FetchSettings, FetchStats, Fetcher, Late, Reason, SourceStats};
+pub use heard::{Heard, Listener};
 pub use raw_file::RawFile;
-pub use read_map::{BlockSet, Heard, ReadMap};
+pub use read_map::{BlockSet, ReadMap};
 pub use recorder::Recorder;
 pub use source::{Source, StatusExtent};
 pub use version_disk::{DiskStats, VersionDisk};

@@ -1,17 +1,15 @@
 //! Which blocks of a disk were read: a bit for each, kept beside the reads without a lock.
 //!
-//! [`Heard`] listens to a source and notes in a [`ReadMap`]; what was read before costs a look at one word. A
-//! [`BlockSet`] is the map at one moment, to compare with others. Memory is taken for what is read only.
+//! A [`ReadMap`] listens to a source; what was read before costs a look at one word. A [`BlockSet`] is the map at one moment, to
+//! compare with others. Memory is taken for what is read only.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use collective_model::{BlockRange, Regions, Result};
+use collective_model::{BlockRange, Regions};
 
-use crate::source::{Source, StatusExtent};
+use crate::heard::Listener;
 
 /// Words of 64 blocks in a chunk, which is 128 MiB of the disk and 4 KiB of memory.
 const CHUNK_WORDS: u64 = 512;
@@ -47,8 +45,10 @@ impl ReadMap {
         });
         BlockSet { chunks: copied.collect() }
     }
+}
 
-    fn note(&self, range: BlockRange) {
+impl Listener for ReadMap {
+    fn heard(&self, range: BlockRange) {
         let mapped = BlockRange::new(0, self.chunks.len() as u64 * CHUNK_BLOCKS);
         for part in Parts::of(range.intersection(mapped)) {
             let chunk = self.chunks[part.chunk as usize].get_or_init(empty_chunk);
@@ -62,44 +62,6 @@ impl ReadMap {
 
 fn empty_chunk() -> Chunk<AtomicU64> {
     Box::new([const { AtomicU64::new(0) }; CHUNK_WORDS as usize])
-}
-
-/// A source that notes what is read of it.
-pub struct Heard {
-    source: Arc<dyn Source>,
-    map: Arc<ReadMap>,
-}
-
-impl Heard {
-    /// Listens to `source`, and notes in `map`.
-    #[must_use]
-    pub fn new(source: Arc<dyn Source>, map: Arc<ReadMap>) -> Self {
-        Self { source, map }
-    }
-}
-
-#[async_trait]
-impl Source for Heard {
-    fn size_bytes(&self) -> u64 {
-        self.source.size_bytes()
-    }
-
-    fn read_now(&self, offset: u64, buffer: &mut [u8]) -> bool {
-        let read = self.source.read_now(offset, buffer);
-        if read {
-            self.map.note(BlockRange::covering(offset, buffer.len() as u64));
-        }
-        read
-    }
-
-    async fn read(&self, offset: u64, length: usize) -> Result<Bytes> {
-        self.map.note(BlockRange::covering(offset, length as u64));
-        self.source.read(offset, length).await
-    }
-
-    async fn status(&self, offset: u64, length: u64) -> Result<Vec<StatusExtent>> {
-        self.source.status(offset, length).await
-    }
 }
 
 /// Some blocks of a disk.
@@ -197,12 +159,13 @@ mod tests {
     use collective_model::{BLOCK_BYTES, BlockRange, Regions};
 
     use super::{CHUNK_BLOCKS, CHUNKS, ReadMap};
+    use crate::heard::Listener;
 
     const SIZE_BYTES: u64 = 3 * CHUNK_BLOCKS * BLOCK_BYTES;
 
     fn map(ranges: &[(u64, u64)]) -> ReadMap {
         let map = ReadMap::new(SIZE_BYTES);
-        ranges.iter().for_each(|(start, count)| map.note(BlockRange::new(*start, *count)));
+        ranges.iter().for_each(|(start, count)| map.heard(BlockRange::new(*start, *count)));
         map
     }
 
@@ -221,8 +184,8 @@ mod tests {
     fn what_was_foretold_or_read_before_is_taken_out_to_the_block() {
         let map = map(&[(10, 100)]);
         let before = map.snapshot();
-        map.note(BlockRange::new(100, 20));
-        map.note(BlockRange::new(5000, 1));
+        map.heard(BlockRange::new(100, 20));
+        map.heard(BlockRange::new(5000, 1));
         let later = map.snapshot().without(&before);
         assert_eq!(later.count(), 10 + 1);
         let foretold = [BlockRange::new(110, 9), BlockRange::new(5001, u64::MAX / 2)];
@@ -235,8 +198,8 @@ mod tests {
     fn memory_is_taken_for_what_is_read_and_nothing_is_noted_beyond_the_bound() {
         let map = ReadMap::new(u64::MAX / 2);
         assert_eq!(map.chunks.len() as u64, CHUNKS);
-        map.note(BlockRange::new(CHUNKS * CHUNK_BLOCKS - 1, 2));
-        map.note(BlockRange::new(CHUNKS * CHUNK_BLOCKS + 7, 1));
+        map.heard(BlockRange::new(CHUNKS * CHUNK_BLOCKS - 1, 2));
+        map.heard(BlockRange::new(CHUNKS * CHUNK_BLOCKS + 7, 1));
         assert_eq!(map.snapshot().count(), 1);
         assert_eq!(map.chunks.iter().filter(|chunk| chunk.get().is_some()).count(), 1);
     }

@@ -2,39 +2,27 @@
 //!
 //! What comes out is a trace: the boot that a publisher plays once, so that every later start can be read ahead.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use collective_model::{BlockRange, Result};
+use collective_model::BlockRange;
 use collective_repository::Trace;
 
-use crate::source::{Source, StatusExtent};
+use crate::heard::Listener;
 
 /// Runs of blocks in a trace, at most: what is touched later is not recorded.
 const RANGES: usize = 1 << 20;
 
-/// A source that remembers what is read of it.
+/// Remembers the order in which blocks are first touched.
+#[derive(Debug, Default)]
 pub struct Recorder {
-    source: Arc<dyn Source>,
     touches: Mutex<Touches>,
 }
 
 impl Recorder {
-    /// Listens to `source`.
-    #[must_use]
-    pub fn new(source: Arc<dyn Source>) -> Self {
-        Self { source, touches: Mutex::default() }
-    }
-
     /// Returns what was touched so far, in the order of first touch.
     #[must_use]
     pub fn trace(&self) -> Trace {
         Trace { ranges: self.touches().ranges.clone() }
-    }
-
-    fn touch(&self, offset: u64, length: u64) {
-        self.touches().add(BlockRange::covering(offset, length));
     }
 
     fn touches(&self) -> MutexGuard<'_, Touches> {
@@ -42,33 +30,9 @@ impl Recorder {
     }
 }
 
-impl std::fmt::Debug for Recorder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Recorder").field("ranges", &self.touches().ranges.len()).finish()
-    }
-}
-
-#[async_trait]
-impl Source for Recorder {
-    fn size_bytes(&self) -> u64 {
-        self.source.size_bytes()
-    }
-
-    fn read_now(&self, offset: u64, buffer: &mut [u8]) -> bool {
-        let read = self.source.read_now(offset, buffer);
-        if read {
-            self.touch(offset, buffer.len() as u64);
-        }
-        read
-    }
-
-    async fn read(&self, offset: u64, length: usize) -> Result<Bytes> {
-        self.touch(offset, length as u64);
-        self.source.read(offset, length).await
-    }
-
-    async fn status(&self, offset: u64, length: u64) -> Result<Vec<StatusExtent>> {
-        self.source.status(offset, length).await
+impl Listener for Recorder {
+    fn heard(&self, range: BlockRange) {
+        self.touches().add(range);
     }
 }
 

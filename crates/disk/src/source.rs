@@ -1,7 +1,7 @@
 //! What the export serves: a disk that can be read now and never changes.
 //!
 //! [`VersionDisk`](crate::VersionDisk) reads a published version through the cache, [`RawFile`](crate::RawFile) a
-//! local image; [`Recorder`](crate::Recorder) and [`Heard`](crate::Heard) listen to either. A source is asked twice: first [`Source::read_now`],
+//! local image; a [`Listener`](crate::Listener) hears what is read of either. A source is asked twice: first [`Source::read_now`],
 //! which answers at once or not at all, so that a warm read costs no task and no copy; then
 //! [`Source::read`], which waits as long as it takes.
 

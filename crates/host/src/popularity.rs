@@ -52,7 +52,7 @@ pub(crate) fn ranked(popularity: &Popularity) -> Vec<BlockRange> {
 
 /// What at least half of the guests read, the most first: worth fetching before anybody asks.
 pub(crate) fn likely(popularity: &Popularity) -> Vec<BlockRange> {
-    let guests = popularity.starts.max(popularity.uses);
+    let guests = popularity.reads.starts.max(popularity.reads.uses);
     let mut runs: Vec<_> =
         popularity.runs.iter().filter(|run| is_half(readers(run), guests)).collect();
     runs.sort_by_key(|run| Reverse(readers(run)));
@@ -64,9 +64,9 @@ pub(super) fn merged(recorded: &Trace, popularity: &Popularity) -> Trace {
     let mut starts: Vec<&PopularRun> = Vec::new();
     let mut uses: Vec<&PopularRun> = Vec::new();
     for run in &popularity.runs {
-        if popularity.starts >= REPORTS_MIN && is_half(run.starts, popularity.starts) {
+        if popularity.reads.starts >= REPORTS_MIN && is_half(run.starts, popularity.reads.starts) {
             starts.push(run);
-        } else if popularity.uses >= REPORTS_MIN && is_half(run.uses, popularity.uses) {
+        } else if popularity.reads.uses >= REPORTS_MIN && is_half(run.uses, popularity.reads.uses) {
             uses.push(run);
         }
     }
@@ -111,7 +111,7 @@ fn bounded(mut ranges: Vec<BlockRange>, mut blocks: u64) -> Vec<BlockRange> {
 
 #[cfg(test)]
 mod tests {
-    use collective_api::server::{PopularRun, Popularity};
+    use collective_api::server::{PopularRun, Popularity, VersionReads};
     use collective_model::{BlockRange, Version};
     use collective_repository::Trace;
 
@@ -125,15 +125,9 @@ mod tests {
             starts,
             uses,
         });
-        Popularity {
-            version: Version::FIRST,
-            region_blocks: 64,
-            starts,
-            uses,
-            read_bytes: 0,
-            foretold_bytes: 0,
-            runs: runs.collect(),
-        }
+        let version = Version::FIRST;
+        let reads = VersionReads { version, starts, uses, read_bytes: 0, foretold_bytes: 0 };
+        Popularity { reads, region_blocks: 64, runs: runs.collect() }
     }
 
     /// The regions in some ranges: the first and how many.

@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use collective_api::server::Popularity;
 use collective_model::{
-    BLOCK_BYTES, BlockRange, Digest, DiskRole, Epoch, Error, ErrorKind, Hardware, IoResultExt,
-    Monitor, OperationId, Result,
+    BLOCK_BYTES, BlockRange, Digest, DiskRole, Error, ErrorKind, Hardware, IoResultExt, Monitor,
+    OperationId, Result,
 };
 use collective_repository::{
     DiskSource, Piece, PieceData, Publication, Published, Repository, SigningKey, trim,
@@ -148,15 +148,11 @@ pub async fn publish(
     let trimmed_bytes = disks.iter().map(trimmed_bytes).sum();
     watch.stage("publishing");
     let publication = Publication {
-        parent,
-        epoch: Epoch(0),
-        time: crate::now(),
         hardware: Some(images.hardware.clone()),
         notes: options.notes.clone(),
         id: OperationId(crate::random()).to_string(),
-        disks,
-        sink: None,
         distrusted: options.distrusted.clone(),
+        ..Publication::new(parent, crate::now(), disks)
     };
     let published = repository.publish(publication, signer, &Figures(watch)).await?;
     Ok(Report { published, trimmed_bytes, rehearsal, failed_start })
@@ -212,14 +208,7 @@ impl Image {
                     .map(|range| Piece { range, what: PieceData::Zero }),
             );
         }
-        Ok(DiskSource {
-            role,
-            size_bytes: self.size_bytes,
-            base: None,
-            pieces,
-            trace: None,
-            popular: Vec::new(),
-        })
+        Ok(DiskSource::new(role, self.size_bytes, pieces))
     }
 
     async fn free_ranges(&self) -> Result<Vec<BlockRange>> {

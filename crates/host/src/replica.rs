@@ -17,6 +17,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use collective_model::{Error, ErrorKind, Result, Version};
+use collective_repository::WHOLE_INDEX_BYTES;
 use collective_repository::backend::{
     Backend, Commit, Exclusive, Listed, ObjectName, PartKind, Pieces, one_piece,
 };
@@ -27,10 +28,6 @@ use crate::record;
 
 /// Largest object that is copied unless somebody holds the version: of a huger index only the touched parts cross the network.
 const COPIED_BYTES: u64 = 16 << 20;
-
-/// Largest index that is copied before it is used, which takes a slow line some 0.7 s; the repository reads larger ones
-/// by pages.
-const AT_ONCE_BYTES: u64 = 128 << 10;
 
 /// Versions of a repository that is written from here whose copies stay: more than are listed, and than run.
 const COPIED_VERSIONS: u64 = 200;
@@ -86,8 +83,10 @@ impl Replica {
             return Ok(bytes);
         };
         let is_index = matches!(name, ObjectName::Part { kind: PartKind::Index, .. });
-        let (at_once_bytes, wanted) =
-            (if is_index { AT_ONCE_BYTES } else { COPIED_BYTES }, self.wanted(name, COPIED_BYTES));
+        let (at_once_bytes, wanted) = (
+            if is_index { WHOLE_INDEX_BYTES } else { COPIED_BYTES },
+            self.wanted(name, COPIED_BYTES),
+        );
         // A range tells as well that the object is large, and saves the question.
         let is_large = range.end > at_once_bytes
             || self.copies.knows(&wanted.path)

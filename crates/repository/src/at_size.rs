@@ -19,8 +19,7 @@ use collective_model::{
 
 use crate::backend::{Backend, CallKind, Commit, Directory, Fault, Faulty, Memory, ObjectName};
 use crate::descriptor::{Descriptor, FORMAT, Kind, Trust};
-use crate::frame::Effort;
-use crate::frame::FrameRef;
+use crate::frame::{Effort, FrameRef};
 use crate::index::{Index, IndexExtent};
 use crate::keys::SigningKey;
 use crate::manifest::{DiskManifest, Manifest, PackEntry};
@@ -334,24 +333,14 @@ async fn publish_on(
         std::os::unix::fs::FileExt::write_all_at(&file, &bytes[..BLOCK_BYTES as usize], 0).unwrap();
         let what = PieceData::File { file: Arc::new(file), offset: 0 };
         let disk = DiskSource {
-            role: DiskRole::User,
-            size_bytes: parent.manifest().disk(DiskRole::User).unwrap().size_bytes,
             base: head,
-            pieces: vec![Piece { range: BlockRange::new(versions, 1), what }],
-            trace: None,
-            popular: Vec::new(),
+            ..DiskSource::new(
+                DiskRole::User,
+                parent.manifest().disk(DiskRole::User).unwrap().size_bytes,
+                vec![Piece { range: BlockRange::new(versions, 1), what }],
+            )
         };
-        let publication = Publication {
-            parent: head,
-            epoch: Epoch::default(),
-            time: parent.manifest().time,
-            hardware: None,
-            notes: String::new(),
-            id: String::new(),
-            disks: vec![disk],
-            sink: None,
-            distrusted: Vec::new(),
-        };
+        let publication = Publication::new(head, parent.manifest().time, vec![disk]);
         let begin = Instant::now();
         repository.publish(publication, &key, &Silent).await.unwrap();
         longest = longest.max(begin.elapsed());

@@ -17,6 +17,7 @@ use crate::manifest::{DiskManifest, IndexEntry, PackEntry};
 use crate::sealer::{Purpose, Sealer};
 
 pub(crate) use reader::IndexReader;
+pub use reader::WHOLE_INDEX_BYTES;
 
 /// The format of indexes that are written.
 const FORMAT: u32 = 2;

@@ -37,6 +37,7 @@ mod at_size;
 pub use copy::CopyStats;
 pub use descriptor::{Descriptor, Kind, Trust};
 pub use frame::{Codec, FrameRef, MAX_FRAME_BLOCKS};
+pub use index::WHOLE_INDEX_BYTES;
 pub use keys::{PublisherKey, RepositorySecret, SigningKey};
 pub use manifest::{DiskManifest, Manifest};
 pub use prune::{PruneOptions, PruneReport};

@@ -15,6 +15,7 @@ mod unfinished;
 use std::collections::HashSet;
 use std::fs::File;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use collective_model::{
@@ -78,6 +79,32 @@ pub struct DiskSource {
     pub trace: Option<Trace>,
     /// What is read most besides, the most first: it lies in packs behind what the trace has.
     pub popular: Vec<BlockRange>,
+}
+
+impl Publication {
+    /// Makes one of disks without a machine, under no lock; what else there is to say is set.
+    #[must_use]
+    pub fn new(parent: Option<Version>, time: Timestamp, disks: Vec<DiskSource>) -> Self {
+        Self {
+            parent,
+            epoch: Epoch::default(),
+            time,
+            hardware: None,
+            notes: String::new(),
+            id: String::new(),
+            disks,
+            sink: None,
+            distrusted: Vec::new(),
+        }
+    }
+}
+
+impl DiskSource {
+    /// Makes one that shows its pieces, and zeros elsewhere.
+    #[must_use]
+    pub const fn new(role: DiskRole, size_bytes: u64, pieces: Vec<Piece>) -> Self {
+        Self { role, size_bytes, base: None, pieces, trace: None, popular: Vec::new() }
+    }
 }
 
 /// A part of a disk that is new.
@@ -171,7 +198,6 @@ impl Repository {
 
         let mut pipeline = Pipeline::new(self, known, publication.sink.clone(), watch);
         pipeline.total_bytes = read_bytes;
-        pipeline.time = publication.time;
         pipeline.is_update = publication.parent.is_some();
         let mut disks = Vec::new();
         for (source, plan) in publication.disks.iter().zip(plans) {
@@ -305,7 +331,7 @@ impl Repository {
         let Some(unfinished) = self.unfinished() else { return Ok(Vec::new()) };
         let reached: HashSet<Digest> =
             candidates.iter().map(|pack| pack.id).chain(publication.distrusted.clone()).collect();
-        let mut packs = unfinished.packs(publication.time);
+        let mut packs = unfinished.packs(SystemTime::now().into());
         packs.retain(|pack| !reached.contains(&pack.id));
         let looks = packs.into_iter().map(|pack| async move {
             let size = self.backend().size(&ObjectName::Pack(pack.id)).await?;

@@ -1,8 +1,6 @@
 //! The repository from outside: what is published is what is read, whatever happens in between.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 
-#[path = "repository/seeds.rs"]
-mod seeds;
 #[path = "repository/world.rs"]
 mod world;
 

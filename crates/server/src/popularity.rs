@@ -78,18 +78,14 @@ pub async fn add(
 
 /// Returns what was reported of a version, or of the last one before it of which something was.
 pub async fn find(state: &State, id: RepositoryId, version: Version) -> Result<Option<Popularity>> {
-    let sql = "select version, region_blocks, starts, uses, read_bytes, foretold_bytes, counts \
+    let sql = "select version, starts, uses, read_bytes, foretold_bytes, region_blocks, counts \
         from popularity where repository = $1 and version <= $2 order by version desc limit 1";
     let rows = state.database.read(sql, &[text(&id), number(version)?]).await?;
     let Some(row) = rows.first() else { return Ok(None) };
     let runs = row.json::<Counts>(6)?.into_iter();
     Ok(Some(Popularity {
-        version: version_of(row, 0)?,
-        region_blocks: row.integer(1)?.unsigned_abs(),
-        starts: row.integer(2)?.unsigned_abs(),
-        uses: row.integer(3)?.unsigned_abs(),
-        read_bytes: row.integer(4)?.unsigned_abs(),
-        foretold_bytes: row.integer(5)?.unsigned_abs(),
+        reads: reads(row)?,
+        region_blocks: row.integer(5)?.unsigned_abs(),
         runs: runs
             .map(|[first, count, starts, uses]| PopularRun { first, count, starts, uses })
             .collect(),
@@ -101,17 +97,18 @@ pub async fn overview(state: &State, id: RepositoryId) -> Result<Vec<VersionRead
     let sql = "select version, starts, uses, read_bytes, foretold_bytes from popularity \
         where repository = $1 order by version";
     let rows = state.database.read(sql, &[text(&id)]).await?;
-    rows.iter()
-        .map(|row| {
-            Ok(VersionReads {
-                version: version_of(row, 0)?,
-                starts: row.integer(1)?.unsigned_abs(),
-                uses: row.integer(2)?.unsigned_abs(),
-                read_bytes: row.integer(3)?.unsigned_abs(),
-                foretold_bytes: row.integer(4)?.unsigned_abs(),
-            })
-        })
-        .collect()
+    rows.iter().map(reads).collect()
+}
+
+/// Reads a row that begins with the version and its four figures.
+fn reads(row: &Row) -> Result<VersionReads> {
+    Ok(VersionReads {
+        version: version_of(row, 0)?,
+        starts: row.integer(1)?.unsigned_abs(),
+        uses: row.integer(2)?.unsigned_abs(),
+        read_bytes: row.integer(3)?.unsigned_abs(),
+        foretold_bytes: row.integer(4)?.unsigned_abs(),
+    })
 }
 
 /// Forgets the versions up to the last of `kept` that are not among them.

@@ -48,18 +48,11 @@ pub struct RegionRun {
 /// What was reported of a version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Popularity {
-    /// The version that it was reported of: the one that was asked for, or the last before it of which something was.
-    pub version: Version,
+    /// Of the version that was asked for, or of the last before it of which something was reported.
+    #[serde(flatten)]
+    pub reads: VersionReads,
     /// Blocks in a region.
     pub region_blocks: u64,
-    /// Starts that were reported.
-    pub starts: u64,
-    /// Uses that were reported.
-    pub uses: u64,
-    /// Bytes that those starts read together.
-    pub read_bytes: u64,
-    /// How many of them the boot trace had foretold.
-    pub foretold_bytes: u64,
     /// Regions in which somebody read, in order.
     pub runs: Vec<PopularRun>,
 }

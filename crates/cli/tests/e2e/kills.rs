@@ -7,6 +7,8 @@
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use collective_testing::Random;
+
 use super::world::{LIMIT, World, signal};
 
 /// Kills in one run, at least.
@@ -58,11 +60,11 @@ impl Run {
     fn round(&mut self) {
         self.check();
         self.write();
-        let verb = ["publish", "stop", "start", "nothing"][self.random.below(4) as usize];
+        let verb = ["publish", "stop", "start", "nothing"][self.random.below_u64(4) as usize];
         println!("round {}: {verb}", self.kills);
         let mut busy = self.begin(verb);
-        for _ in 0..=self.random.below(2) {
-            std::thread::sleep(Duration::from_millis(self.random.below(1500)));
+        for _ in 0..=self.random.below_u64(2) {
+            std::thread::sleep(Duration::from_millis(self.random.below_u64(1500)));
             self.kill();
         }
         if let Some(child) = &mut busy {
@@ -96,7 +98,7 @@ impl Run {
 
     fn write(&mut self) {
         self.written += 1;
-        let (name, text) = (format!("f{}", self.written), format!("text-{}", self.random.next()));
+        let (name, text) = (format!("f{}", self.written), format!("text-{}", self.random.number()));
         self.world.write("a", &name, &text);
         self.synced.push((name, text));
     }
@@ -120,7 +122,8 @@ impl Run {
     }
 
     fn kill(&mut self) {
-        let victim = [Victim::Host, Victim::Server, Victim::Guest][self.random.below(3) as usize];
+        let victim =
+            [Victim::Host, Victim::Server, Victim::Guest][self.random.below_u64(3) as usize];
         println!("  kill {victim:?}");
         match victim {
             Victim::Host => self.world.stage.kill_daemon("a").unwrap(),
@@ -149,24 +152,4 @@ pub fn seed() -> u64 {
         .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64);
     println!("COLLECTIVE_SEED={seed}");
     seed
-}
-
-/// xorshift64*: a seed that can be printed is all that is asked of it.
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed | 1)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        (self.next() >> 32) % bound
-    }
 }

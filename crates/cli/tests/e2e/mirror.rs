@@ -1,13 +1,12 @@
 //! A mirror as a school has it: filled by the command, shown by nginx, used by hosts, and not trusted.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Instant;
 
+use collective_testing::Nginx;
 use serde_json::Value;
 
-use super::world::{LIMIT, World, refusal};
+use super::world::{World, refusal};
 
 #[test]
 fn a_guest_starts_from_a_mirror_and_one_that_lies_is_named_and_left_out() {
@@ -20,8 +19,8 @@ fn a_guest_starts_from_a_mirror_and_one_that_lies_is_named_and_left_out() {
     let again = world.stage.admin(&mirror).unwrap();
     assert_eq!((&again["versions"], &again["copied_bytes"]), (&serde_json::json!([]), &0.into()));
 
-    let web = Nginx::serve(&world.path("www"), &world.path("nginx"));
-    let url = format!("http://{}/appliances/", web.address);
+    let web = Nginx::serve(&world.path("www")).unwrap();
+    let url = format!("http://{}/appliances/", web.address());
     // Takes whoever calls, and never answers.
     let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
     let away = format!("http://{}", deaf.local_addr().unwrap());
@@ -82,43 +81,5 @@ fn damage(directory: &Path) {
             bytes.iter_mut().step_by(4096).for_each(|byte| *byte ^= 1);
             std::fs::write(&path, bytes).unwrap();
         }
-    }
-}
-
-/// A web server; ended when dropped.
-struct Nginx {
-    address: SocketAddr,
-    child: Child,
-}
-
-impl Nginx {
-    /// Shows the files below `root`; `own` is for nginx itself.
-    fn serve(root: &Path, own: &Path) -> Self {
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        std::fs::create_dir(own).unwrap();
-        let (file, root, own) = (own.join("nginx.conf"), root.display(), own.display());
-        let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
-        let temporary = temporary.map(|kind| format!("{kind}_temp_path {own}/{kind};")).concat();
-        let text = format!(
-            "daemon off; master_process off; pid {own}/pid; error_log {own}/error.log; events {{}}\n\
-             http {{ access_log off; {temporary} server {{ listen {address}; root {root}; }} }}\n"
-        );
-        std::fs::write(&file, text).unwrap();
-        let child = Command::new("nginx").arg("-c").arg(&file).stderr(Stdio::null()).spawn();
-        let web = Self { address, child: child.expect("nginx is installed") };
-        let limit = Instant::now() + LIMIT;
-        while TcpStream::connect(address).is_err() {
-            assert!(Instant::now() < limit, "nginx does not listen");
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        web
-    }
-}
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

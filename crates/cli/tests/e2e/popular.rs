@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::time::Instant;
 
+use collective_testing::Random;
 use serde_json::Value;
 
 use super::world::{LIMIT, World};
@@ -66,14 +67,8 @@ fn publish_with_application(world: &mut World) -> Value {
     let recipe = world.path("recipe");
     let copied = Command::new("cp").arg("-a").arg(super::world::recipe()).arg(&recipe).status();
     assert!(copied.unwrap().success());
-    // Numbers that do not repeat, after xorshift64.
-    let words = std::iter::successors(Some(7_u64), |last| {
-        let next = last ^ (last << 13);
-        let next = next ^ (next >> 7);
-        Some(next ^ (next << 17))
-    });
-    let bytes: Vec<u8> =
-        words.flat_map(u64::to_le_bytes).take(APPLICATION_BYTES as usize).collect();
+    let mut bytes = vec![0; APPLICATION_BYTES as usize];
+    Random::new(7).fill(&mut bytes);
     std::fs::write(recipe.join("files/application"), bytes).unwrap();
     let script = recipe.join("customize.sh");
     let customize = std::fs::read_to_string(&script).unwrap();

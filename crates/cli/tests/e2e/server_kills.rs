@@ -29,7 +29,9 @@ use xtask::stage::Stage;
 
 use self::cluster::Cluster;
 use self::ledger::{Locks, Versions};
-use super::kills::{Random, seed};
+use collective_testing::Random;
+
+use super::kills::seed;
 
 /// Kills in one run.
 const KILLS: u32 = 32;
@@ -74,7 +76,7 @@ impl Run {
         let people = People::new(&stage, listen).await;
         let mut clients = vec![Client::Provider(people.provider().await)];
         for (name, hosts) in [("ann", 1), ("bob", 1), ("eve", 2)] {
-            clients.push(Client::Person(people.person(name, hosts, random.next()).await));
+            clients.push(Client::Person(people.person(name, hosts, random.number()).await));
         }
         clients.push(Client::Visitor(people.visitor("joe").await));
         Self { stage, random, clients, directory }
@@ -100,7 +102,7 @@ impl Run {
     async fn round(&mut self) {
         let working = self.clients.drain(..).map(|client| tokio::spawn(client.until_refused()));
         let working: Vec<_> = working.collect();
-        tokio::time::sleep(Duration::from_millis(self.random.below(WORK_MS))).await;
+        tokio::time::sleep(Duration::from_millis(self.random.below_u64(WORK_MS))).await;
         self.stage.kill_daemon("server").unwrap();
         for client in working {
             self.clients.push(client.await.unwrap());
@@ -231,7 +233,7 @@ struct Host {
 impl Person {
     async fn step(&mut self) -> Result<()> {
         let id = self.subscription.id;
-        match (self.locks.held(), self.random.below(4)) {
+        match (self.locks.held(), self.random.below_u64(4)) {
             (Some(held), 0) => {
                 let client = self.client_of(held.0).clone();
                 self.locks.begin();
@@ -246,8 +248,8 @@ impl Person {
             }
             (None, _) => {}
         }
-        if self.locks.held().is_none() || self.random.below(4) == 0 {
-            let host = &self.hosts[self.random.below(self.hosts.len() as u64) as usize];
+        if self.locks.held().is_none() || self.random.below_u64(4) == 0 {
+            let host = &self.hosts[self.random.below_u64(self.hosts.len() as u64) as usize];
             let (client, host) = (host.client.clone(), host.id);
             let before = self.locks.begin();
             let lock = client.take_lock(id, &TakeLock { break_lock: true }).await?;

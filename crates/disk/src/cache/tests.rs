@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use collective_model::{Digest, ErrorKind};
+use collective_testing::Random;
 use tempfile::TempDir;
 
 use super::{BLOCK, CACHE_CAPACITY_MINIMUM_BYTES, Cache, CacheOptions, CacheRead};
@@ -20,29 +21,10 @@ fn open(directory: &TempDir) -> Cache {
 
 /// A frame of 1 to 64 blocks that looks like no other.
 fn frame(seed: u64) -> (Digest, Bytes) {
-    let mut random = Random(seed + 1);
-    let blocks = 1 + random.below(64) as usize;
-    let mut bytes = vec![0; blocks * BLOCK];
-    for word in bytes.chunks_exact_mut(8) {
-        word.copy_from_slice(&random.next().to_le_bytes());
-    }
+    let mut random = Random::new(seed);
+    let mut bytes = vec![0; (1 + random.below(64)) * BLOCK];
+    random.fill(&mut bytes);
     (Digest(*blake3::hash(&bytes).as_bytes()), bytes.into())
-}
-
-/// Numbers that are the same in every run (xorshift64*).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        (self.next() >> 16) % limit
-    }
 }
 
 /// Reads a whole frame; fails the test if there is a wrong byte.
@@ -83,10 +65,10 @@ fn any_range_of_a_frame_can_be_read_and_none_beyond_it() {
     let cache = open(&directory);
     let (hash, plain) = frame(3);
     assert!(cache.insert(hash, &plain));
-    let mut random = Random(5);
+    let mut random = Random::new(5);
     for _ in 0..300 {
-        let offset = random.below(plain.len() as u64) as usize;
-        let length = random.below((plain.len() - offset) as u64 + 1) as usize;
+        let offset = random.below(plain.len());
+        let length = random.below(plain.len() - offset + 1);
         let mut read = vec![0; length];
         assert!(cache.read(&hash, offset, &mut read));
         assert!(read == plain[offset..offset + length], "{offset} {length}");
@@ -185,9 +167,9 @@ fn one_flipped_bit_costs_one_frame_and_it_can_come_again() {
     let segment = files(&directory).remove(0);
     let file = OpenOptions::new().read(true).write(true).open(&segment).unwrap();
     let length = file.metadata().unwrap().len();
-    let mut random = Random(9);
+    let mut random = Random::new(9);
     for _ in 0..100 {
-        let at = random.below(length);
+        let at = random.below_u64(length);
         let mut byte = [0];
         file.read_exact_at(&mut byte, at).unwrap();
         file.write_all_at(&[byte[0] ^ 1 << random.below(8)], at).unwrap();
@@ -210,14 +192,14 @@ fn cut_power(path: &Path, foreign: &[u8], random: &mut Random) {
             match random.below(2) {
                 0 => sector.fill(0),
                 _ => {
-                    let at = random.below((foreign.len() / SECTOR) as u64 - 1) as usize * SECTOR;
+                    let at = random.below(foreign.len() / SECTOR - 1) * SECTOR;
                     sector.copy_from_slice(&foreign[at..at + sector.len()]);
                 }
             }
         }
     }
     match random.below(6) {
-        0 => bytes.truncate(random.below(bytes.len() as u64 + 1) as usize),
+        0 => bytes.truncate(random.below(bytes.len() + 1)),
         1 => return std::fs::remove_file(path).unwrap(),
         _ => {}
     }
@@ -229,7 +211,7 @@ fn after_a_power_cut_every_read_is_right_or_a_miss() {
     let frames: Vec<_> = (0..70).map(frame).collect();
     let mut total = 0;
     for seed in 1..=24 {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let directory = TempDir::new().unwrap();
         let cache = open(&directory);
         frames.iter().for_each(|(hash, plain)| assert!(cache.insert(*hash, plain)));

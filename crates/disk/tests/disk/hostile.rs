@@ -11,7 +11,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::support::{IMAGE_BYTES, Random, Served, World, quick, run};
+use collective_testing::Random;
+
+use crate::support::{IMAGE_BYTES, Served, World, quick, run};
 
 /// Far longer than anything here takes.
 const SOON: Duration = Duration::from_secs(20);
@@ -71,7 +73,7 @@ async fn hung_up(mut stream: UnixStream) {
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_is_hung_up_on_at_every_stage() {
     let served = Served::start();
-    let mut random = Random(3);
+    let mut random = Random::new(3);
     for round in 0..60 {
         let mut stream = match round % 3 {
             0 => connect(&served).await,
@@ -82,7 +84,8 @@ async fn garbage_is_hung_up_on_at_every_stage() {
             }
             _ => transmission(&served).await,
         };
-        let garbage: Vec<u8> = (0..64).map(|_| random.below(256) as u8).collect();
+        let mut garbage = [0; 64];
+        random.fill(&mut garbage);
         stream.write_all(&garbage).await.unwrap();
         stream.shutdown().await.unwrap();
         hung_up(stream).await;
@@ -239,11 +242,11 @@ async fn whatever_hostile_clients_do_readers_of_24_guests_are_served_as_before()
 /// Reads at random at all streams at once, each read checked; returns the 99th percentile of how long one took.
 async fn read_all(world: &Arc<World>, streams: Vec<UnixStream>) -> (Duration, Vec<UnixStream>) {
     let readers = streams.into_iter().zip(1..).map(|(mut stream, seed)| {
-        let (world, mut random) = (Arc::clone(world), Random(seed));
+        let (world, mut random) = (Arc::clone(world), Random::new(seed));
         tokio::spawn(async move {
             let (mut took, mut data) = (Vec::new(), [0; 4096]);
             for cookie in 0..READS as u64 {
-                let offset = random.below(IMAGE_BYTES / 4096) * 4096;
+                let offset = random.below_u64(IMAGE_BYTES / 4096) * 4096;
                 let begun = Instant::now();
                 stream.write_all(&request(0, cookie, offset, 4096)).await.unwrap();
                 assert_eq!(reply(&mut stream).await, (0, cookie));
@@ -286,14 +289,15 @@ impl Hostile {
             held.push(UnixStream::connect(exports[0].path()).await.unwrap());
         }
         let garbage = |(export, seed): (&Export, u64)| {
-            let (socket, mut random) = (export.path().to_owned(), Random(seed));
+            let (socket, mut random) = (export.path().to_owned(), Random::new(seed));
             tokio::spawn(async move {
                 loop {
                     let mut stream = match seed % 2 {
                         0 => connect_to(&socket).await,
                         _ => transmission_at(&socket).await,
                     };
-                    let garbage: Vec<u8> = (0..64).map(|_| random.below(256) as u8).collect();
+                    let mut garbage = [0; 64];
+                    random.fill(&mut garbage);
                     stream.write_all(&garbage).await.unwrap();
                     stream.shutdown().await.unwrap();
                     hung_up(stream).await;

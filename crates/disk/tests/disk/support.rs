@@ -9,14 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use collective_disk::{Cache, CacheOptions, Export, FetchSettings, RawFile, Source, VersionDisk};
-use collective_model::{
-    BlockRange, DiskRole, Epoch, ErrorKind, RepositoryId, Silent, Timestamp, Version,
-};
+use collective_model::{BlockRange, DiskRole, ErrorKind, RepositoryId, Silent, Timestamp, Version};
 use collective_repository::backend::{Backend, Call, Fault, Faulty, Line, Memory, ObjectName};
 use collective_repository::{
     Descriptor, DiskReader, DiskSource, Kind, Piece, PieceData, Publication, Repository,
     SigningKey, Trace, Trust,
 };
+use collective_testing::Random;
 use tempfile::TempDir;
 
 /// Bytes of the images in these tests.
@@ -55,10 +54,11 @@ pub fn uri(export: &Export) -> String {
 pub fn write_image(path: &Path, size_bytes: u64) {
     let file = File::create(path).unwrap();
     file.set_len(size_bytes).unwrap();
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     for run in 0..size_bytes / (1 << 20) {
         let length = 4096 * (1 + random.below(80));
-        let bytes: Vec<u8> = (0..length).map(|_| random.below(256) as u8).collect();
+        let mut bytes = vec![0; length];
+        random.fill(&mut bytes);
         file.write_all_at(&bytes, run << 20).unwrap();
     }
 }
@@ -74,22 +74,6 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Numbers that are the same in every run (xorshift64*).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    pub fn below(&mut self, limit: u64) -> u64 {
-        (self.next() >> 16) % limit
-    }
 }
 
 /// A published disk with holes, the bytes that it must show, and the backend that it lies in.
@@ -134,23 +118,12 @@ impl World {
             what: PieceData::File { file: Arc::new(File::open(&path).unwrap()), offset: 0 },
         }];
         let disk = DiskSource {
-            role: DiskRole::System,
-            size_bytes: IMAGE_BYTES,
-            base: None,
-            pieces,
             trace: Some(boot_trace()),
-            popular: Vec::new(),
+            ..DiskSource::new(DiskRole::System, IMAGE_BYTES, pieces)
         };
         let publication = Publication {
-            parent,
-            epoch: Epoch::default(),
-            time: Timestamp(0),
-            hardware: None,
-            notes: String::new(),
             id: format!("after {parent:?}"),
-            disks: vec![disk],
-            sink: None,
-            distrusted: Vec::new(),
+            ..Publication::new(parent, Timestamp(0), vec![disk])
         };
         let repository = self.repository(Arc::clone(&self.backend) as _).await;
         repository.publish(publication, &key(), &Silent).await.unwrap();

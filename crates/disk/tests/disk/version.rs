@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use collective_disk::{
-    CACHE_CAPACITY_MINIMUM_BYTES, Cache, CacheOptions, Export, Fetcher, Recorder, Source,
+    CACHE_CAPACITY_MINIMUM_BYTES, Cache, CacheOptions, Export, Fetcher, Heard, Recorder, Source,
     VersionDisk,
 };
 use collective_repository::backend::Fault;
 
-use crate::support::{IMAGE_BYTES, Random, World, boot_trace, quick, run, uri};
+use collective_testing::Random;
+
+use crate::support::{IMAGE_BYTES, World, boot_trace, quick, run, uri};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_version_through_the_export_equals_its_image_with_its_holes() {
@@ -57,10 +59,10 @@ async fn random_reads_at_once_through_a_cache_too_small_are_all_right() {
     let readers = (1..=4).map(|seed| {
         let (world, disk, cache) = (Arc::clone(&world), disk.clone(), cache.clone());
         tokio::spawn(async move {
-            let mut random = Random(seed);
+            let mut random = Random::new(seed);
             for round in 0..150 {
-                let offset = random.below(IMAGE_BYTES - 1);
-                let length = 1 + random.below((IMAGE_BYTES - offset).min(300_000));
+                let offset = random.below_u64(IMAGE_BYTES - 1);
+                let length = 1 + random.below_u64((IMAGE_BYTES - offset).min(300_000));
                 let length = usize::try_from(length).unwrap();
                 let mut now = vec![0; length];
                 if disk.read_now(offset, &mut now) {
@@ -103,11 +105,13 @@ async fn a_start_recorded_and_replayed_demands_nothing() {
     let reader = world.reader(|_| Fault::Pass).await;
     let recorder = {
         let fetcher = Fetcher::new(world.cache().await, quick());
-        let recorder = Recorder::new(Arc::new(VersionDisk::new(reader.clone(), fetcher)));
+        let disk = Arc::new(VersionDisk::new(reader.clone(), fetcher));
+        let recorder = Arc::<Recorder>::default();
+        let heard = Heard::new(disk, Arc::clone(&recorder));
         for range in boot_trace().ranges {
             let length = usize::try_from(range.length_bytes()).unwrap();
-            recorder.read(range.offset_bytes(), length).await.unwrap();
-            recorder.read(range.offset_bytes(), 4096).await.unwrap();
+            heard.read(range.offset_bytes(), length).await.unwrap();
+            heard.read(range.offset_bytes(), 4096).await.unwrap();
         }
         recorder
     };

@@ -8,7 +8,9 @@ use collective_disk::{FetchSettings, Fetcher, Source, VersionDisk};
 use collective_repository::DiskReader;
 use collective_repository::backend::Fault;
 
-use crate::support::{IMAGE_BYTES, Random, World, boot_trace, quick};
+use collective_testing::Random;
+
+use crate::support::{IMAGE_BYTES, World, boot_trace, quick};
 
 /// A switch that a test and a backend share.
 #[derive(Clone, Default)]
@@ -248,14 +250,14 @@ const LONGEST_BOUND: Duration = Duration::from_secs(6);
 async fn in_any_weather_reads_come_in_time_and_no_frame_comes_twice() {
     let world = Arc::new(World::with_frames(32 << 10).await);
     let line = world.line(BYTES_PER_SECOND, ROUND_TRIP);
-    let random = Mutex::new(Random(11));
+    let random = Mutex::new(Random::new(11));
     let weather = move |_| {
         let mut random = random.lock().unwrap();
         match random.below(12) {
             // The server says 503, or the answer is lost.
             0 => Fault::Refuse,
-            1 => Fault::Flip(random.below(1 << 20) as usize),
-            2 => Fault::Shorten(1 + random.below(100_000) as usize),
+            1 => Fault::Flip(random.below(1 << 20)),
+            2 => Fault::Shorten(1 + random.below(100_000)),
             3 => Fault::Stall(STALL),
             _ => Fault::Pass,
         }
@@ -268,12 +270,13 @@ async fn in_any_weather_reads_come_in_time_and_no_frame_comes_twice() {
         async move { disk.complete(|_| ()).await }
     });
     let readers = (1..=READERS).map(|seed| {
-        let (world, disk, mut random) = (Arc::clone(&world), disk.clone(), Random(seed));
+        let (world, disk, mut random) = (Arc::clone(&world), disk.clone(), Random::new(seed));
         tokio::spawn(async move {
             let mut took = Vec::new();
             for _ in 0..READS {
                 // Where the image has data.
-                let offset = (random.below(IMAGE_BYTES >> 20) << 20) + random.below(160_000);
+                let offset =
+                    (random.below_u64(IMAGE_BYTES >> 20) << 20) + random.below_u64(160_000);
                 let begun = Instant::now();
                 let data = disk.read(offset, 16_384).await.unwrap();
                 took.push(begun.elapsed());

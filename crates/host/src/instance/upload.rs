@@ -55,19 +55,15 @@ impl Upload {
             What::Undo(version) => old(&repository, version).await?,
         };
         let publication = Publication {
-            parent: disk.base,
             epoch: disk.epoch,
-            time: now(),
-            hardware: None,
             notes: match what {
                 What::Template => retention::notes_of_beginning().to_owned(),
                 What::Layers(_) => String::new(),
                 What::Undo(version) => retention::notes_of_undo(version),
             },
             id: publishing.id.clone(),
-            disks: vec![source],
             sink: Some(Arc::new(self.core.cache.clone()) as Arc<dyn FrameSink>),
-            distrusted: Vec::new(),
+            ..Publication::new(disk.base, now(), vec![source])
         };
         let signer = self.session.repository_secret(disk.repository.id).signing_key();
         let monitor: &dyn Monitor = match &self.watch {
@@ -104,14 +100,11 @@ impl Upload {
             range,
             what: PieceData::File { file: Arc::clone(&file), offset: range.offset_bytes() },
         };
-        Ok(DiskSource {
-            role: DiskRole::User,
-            size_bytes: reader.size_bytes(),
-            base: None,
-            pieces: ranges.into_iter().map(piece).collect(),
-            trace: None,
-            popular: Vec::new(),
-        })
+        Ok(DiskSource::new(
+            DiskRole::User,
+            reader.size_bytes(),
+            ranges.into_iter().map(piece).collect(),
+        ))
     }
 }
 
@@ -120,12 +113,8 @@ async fn old(repository: &Repository, version: Version) -> Result<DiskSource> {
     let reader = repository.version(version).await?;
     let size_bytes = reader.manifest().disk(DiskRole::User)?.size_bytes;
     Ok(DiskSource {
-        role: DiskRole::User,
-        size_bytes,
         base: Some(version),
-        pieces: Vec::new(),
-        trace: None,
-        popular: Vec::new(),
+        ..DiskSource::new(DiskRole::User, size_bytes, Vec::new())
     })
 }
 

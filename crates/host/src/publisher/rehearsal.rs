@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use collective_disk::{Export, RawFile, Recorder, Source};
+use collective_disk::{Export, Heard, RawFile, Recorder, Source};
 use collective_model::{ByteCount, DiskRole, Error, ErrorKind, IoResultExt, Result};
 use collective_repository::Trace;
 use collective_vm::agent::{Agent, Exec};
@@ -135,8 +135,9 @@ async fn record(
 ) -> Result<(DiskSpec, Arc<Recorder>)> {
     let raw = RawFile::open(image)?;
     let size_bytes = raw.size_bytes();
-    let recorder = Arc::new(Recorder::new(Arc::new(raw)));
-    export.add(role.name(), Arc::clone(&recorder) as Arc<dyn Source>)?;
+    let recorder = Arc::<Recorder>::default();
+    let heard = Heard::new(Arc::new(raw), Arc::clone(&recorder));
+    export.add(role.name(), Arc::new(heard))?;
     let path = work.join(format!("{role}.qcow2"));
     layer::create(&path, size_bytes).await.map_err(|error| {
         error.context(format!("cannot make a layer of {}", ByteCount(size_bytes)))

@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use collective_disk::{Cache, CacheOptions, FetchSettings, Fetcher};
-use collective_model::{
-    BlockRange, Digest, DiskRole, Epoch, RepositoryId, Silent, Timestamp, Version,
-};
+use collective_model::{BlockRange, Digest, DiskRole, RepositoryId, Silent, Timestamp, Version};
 use collective_repository::backend::{
     Backend, Directory, Fault, Faulty, Line, Memory, ObjectName, PartKind,
 };
@@ -20,7 +18,7 @@ use collective_repository::{
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use super::{AT_ONCE_BYTES, Copies, Replica};
+use super::{Copies, Replica, WHOLE_INDEX_BYTES};
 
 #[tokio::test]
 async fn what_was_read_once_is_there_without_the_server() {
@@ -176,7 +174,7 @@ async fn a_large_index_is_used_without_the_server_and_a_damaged_page_of_its_copy
     let version = open(real.clone()).await.unwrap();
     let disk = version.manifest().disk(DiskRole::System).unwrap();
     let (name, size_bytes) = (disk.index_name(Version::FIRST), disk.index.bytes);
-    assert!(size_bytes > AT_ONCE_BYTES, "{size_bytes}");
+    assert!(size_bytes > WHOLE_INDEX_BYTES, "{size_bytes}");
     let all = BlockRange::new(0, EXTENTS * STRIDE);
     let extents = map(&version, all).await.unwrap();
     assert_eq!(extents.iter().filter(|it| it.what != ExtentData::Zero).count() as u64, EXTENTS);
@@ -209,25 +207,13 @@ async fn many_extents() -> (Arc<dyn Backend>, Trust) {
         range: BlockRange::new(run * STRIDE + random(run) % STRIDE, 1),
         what: PieceData::File { file: Arc::clone(&file), offset: random(run) % 100 * 4096 },
     };
-    let disk = DiskSource {
-        role: DiskRole::System,
-        size_bytes: EXTENTS * STRIDE * 4096,
-        base: None,
-        pieces: (0..EXTENTS).map(piece).collect(),
-        trace: None,
-        popular: Vec::new(),
-    };
-    let publication = Publication {
-        parent: None,
-        epoch: Epoch::default(),
-        time: Timestamp(0),
-        hardware: None,
-        notes: String::new(),
-        id: "many".to_owned(),
-        disks: vec![disk],
-        sink: None,
-        distrusted: Vec::new(),
-    };
+    let disk = DiskSource::new(
+        DiskRole::System,
+        EXTENTS * STRIDE * 4096,
+        (0..EXTENTS).map(piece).collect(),
+    );
+    let publication =
+        Publication { id: "many".to_owned(), ..Publication::new(None, Timestamp(0), vec![disk]) };
     let signer = SigningKey::from_seed([3; 32]);
     let (id, publisher) = (RepositoryId([5; 16]), signer.publisher());
     let real = Arc::new(Memory::default());
@@ -274,7 +260,7 @@ fn replica_until(real: Arc<dyn Backend>, place: &Place, stop: CancellationToken)
 fn large_index() -> (ObjectName, Bytes) {
     let name =
         ObjectName::part(Version::FIRST, DiskRole::System, PartKind::Index, &Digest([1; 32]));
-    let object: Bytes = (0..8 * AT_ONCE_BYTES).map(|at| (at / 1000) as u8).collect();
+    let object: Bytes = (0..8 * WHOLE_INDEX_BYTES).map(|at| (at / 1000) as u8).collect();
     (name, object)
 }
 

@@ -6,11 +6,9 @@ use std::sync::Arc;
 
 use collective_api::host::HoldRequest;
 use collective_api::keybag::UserSecret;
-use collective_api::server::{PopularRun, Popularity};
+use collective_api::server::{PopularRun, Popularity, VersionReads};
 use collective_host::publisher::{self, Images, PublishOptions};
-use collective_model::{
-    BlockRange, DiskRole, Epoch, Hardware, RepositoryId, Silent, Timestamp, Version,
-};
+use collective_model::{BlockRange, DiskRole, Hardware, RepositoryId, Silent, Timestamp, Version};
 use collective_repository::backend::Directory;
 use collective_repository::{
     Descriptor, DiskReader, DiskSource, ExtentData, Kind, Piece, PieceData, Publication,
@@ -140,15 +138,8 @@ async fn publish(server: &Directories) -> DiskReader {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&image()).unwrap();
     let publication = Publication {
-        parent: None,
-        epoch: Epoch::default(),
-        time: Timestamp(0),
-        hardware: None,
-        notes: String::new(),
         id: "first".to_owned(),
-        disks: vec![source(file)],
-        sink: None,
-        distrusted: Vec::new(),
+        ..Publication::new(None, Timestamp(0), vec![source(file)])
     };
     repository.publish(publication, &signer, &Silent).await.unwrap();
     let version = repository.version(Version::FIRST).await.unwrap();
@@ -159,12 +150,12 @@ fn source(file: File) -> DiskSource {
     let size_bytes = file.metadata().unwrap().len();
     let what = PieceData::File { file: Arc::new(file), offset: 0 };
     DiskSource {
-        role: DiskRole::System,
-        size_bytes,
-        base: None,
-        pieces: vec![Piece { range: BlockRange::covering(0, size_bytes), what }],
         trace: Some(Trace { ranges: vec![BlockRange::new(64 * BOOT, 64)] }),
-        popular: Vec::new(),
+        ..DiskSource::new(
+            DiskRole::System,
+            size_bytes,
+            vec![Piece { range: BlockRange::covering(0, size_bytes), what }],
+        )
     }
 }
 
@@ -178,13 +169,7 @@ fn popularity() -> Popularity {
     });
     let mut runs: Vec<PopularRun> = runs.collect();
     runs.sort_by_key(|run| run.first);
-    Popularity {
-        version: Version::FIRST,
-        region_blocks: 64,
-        starts: 100,
-        uses: 100,
-        read_bytes: 0,
-        foretold_bytes: 0,
-        runs,
-    }
+    let version = Version::FIRST;
+    let reads = VersionReads { version, starts: 100, uses: 100, read_bytes: 0, foretold_bytes: 0 };
+    Popularity { reads, region_blocks: 64, runs }
 }

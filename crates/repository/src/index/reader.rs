@@ -22,7 +22,7 @@ use crate::sealer::{Purpose, Sealer};
 
 /// An index object up to this size is read whole, in one round trip: that of a Debian system of 1 GB has 40 to 120 KB. A
 /// larger one held up the first byte over DSL for a second and more (docs/performance.md, `open.cold.dsl`).
-const WHOLE_BYTES: u64 = 128 << 10;
+pub const WHOLE_INDEX_BYTES: u64 = 128 << 10;
 
 /// Decoded pages that are kept for each open disk: at most some 50 MiB.
 const MAX_KEPT_PAGES: usize = 512;
@@ -101,7 +101,7 @@ impl IndexReader {
                 allowed.contains(&(entry.directory_bytes as usize))
             })
             .ok_or_else(|| Error::new(ErrorKind::Corrupt, damaged()))?;
-        let (whole, directory) = if object_bytes <= WHOLE_BYTES {
+        let (whole, directory) = if object_bytes <= WHOLE_INDEX_BYTES {
             let whole = backend.read(name, Some(0..object_bytes)).await?;
             check_length(&whole, object_bytes)?;
             check_header(&whole).or_error(ErrorKind::Corrupt, damaged)?;

@@ -10,11 +10,10 @@
 
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use bytes::Bytes;
-use collective_model::{
-    BLOCK_BYTES, ErrorKind, IoResultExt, Monitor, Progress, Result, ResultExt, Timestamp,
-};
+use collective_model::{BLOCK_BYTES, ErrorKind, IoResultExt, Monitor, Progress, Result, ResultExt};
 use futures::stream::{self, FuturesOrdered, StreamExt};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -60,8 +59,6 @@ pub(super) struct Pipeline<'a> {
     pub total_bytes: u64,
     /// Whether there is a version before, of which hosts may have all that is not new.
     pub is_update: bool,
-    /// The time of the publication.
-    pub time: Timestamp,
     /// Memory of batches that were taken, for those to come: clearing it anew would cost as much as reading.
     buffers: Arc<Mutex<Vec<Vec<u8>>>>,
     cores: usize,
@@ -132,7 +129,6 @@ impl<'a> Pipeline<'a> {
             total_bytes: 0,
             is_update: false,
             buffers: Arc::default(),
-            time: Timestamp(0),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
@@ -293,7 +289,9 @@ impl<'a> Pipeline<'a> {
     async fn wait_for_pack(&mut self) -> Result<bool> {
         let Some(stored) = self.storing.join_next().await else { return Ok(false) };
         let (number, entry) = stored.or_error(ErrorKind::Internal, broken_off)??;
-        self.repository.unfinished().inspect(|unfinished| unfinished.note(&entry, self.time));
+        self.repository
+            .unfinished()
+            .inspect(|unfinished| unfinished.note(&entry, SystemTime::now().into()));
         self.packs[number] = Some(entry);
         self.stats.packs += 1;
         self.stats.stored_bytes += entry.bytes;

@@ -273,14 +273,7 @@ mod tests {
             range: BlockRange::new(*start, *count),
             what: (*what).clone(),
         };
-        DiskSource {
-            role: DiskRole::System,
-            size_bytes: blocks * 4096,
-            base: None,
-            pieces: pieces.iter().map(piece).collect(),
-            trace: None,
-            popular: Vec::new(),
-        }
+        DiskSource::new(DiskRole::System, blocks * 4096, pieces.iter().map(piece).collect())
     }
 
     /// Disk block, count, block of the file, whether traced; in the order of reading.

@@ -10,6 +10,7 @@ use axum::routing::any;
 use collective_model::{DiskRole, Epoch, ErrorKind, Silent};
 use collective_repository::backend::{Backend, Commit, Directory, Http, ObjectName};
 use collective_repository::{Descriptor, Kind, Repository, SigningKey, Trust};
+use collective_testing::Nginx;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::task::JoinHandle;
 
@@ -267,8 +268,8 @@ async fn a_repository_copied_to_a_web_server_is_read_from_there() {
     let root = tempfile::tempdir().unwrap();
     let (_, world) = directory(root.path()).await;
     world.publish(1, vec![whole(&[5, 6])]).await.unwrap();
-    let web = Nginx::serve(root.path());
-    let backend = Http::new(client(), &format!("http://{}/repository", web.address), Epoch(0));
+    let web = Nginx::serve(root.path()).unwrap();
+    let backend = Http::new(client(), &format!("http://{}/repository", web.address()), Epoch(0));
     let repository = world.reopen(Arc::new(backend)).await.unwrap();
     assert_eq!(repository.head().await.unwrap(), Some(version(2)));
     check(&repository, 1, &(1..100).collect::<Vec<_>>()).await;
@@ -281,46 +282,4 @@ async fn a_repository_copied_to_a_web_server_is_read_from_there() {
         .await
         .unwrap_err();
     assert_ne!(error.kind(), ErrorKind::Internal, "{error:?}");
-}
-
-/// A stranger's web server; ended when dropped.
-struct Nginx {
-    address: std::net::SocketAddr,
-    child: std::process::Child,
-}
-
-impl Nginx {
-    fn serve(root: &std::path::Path) -> Self {
-        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let own = root.display();
-        let file = root.join("nginx.conf");
-        let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
-        let temporary = temporary.map(|kind| format!("{kind}_temp_path {own}/{kind};")).concat();
-        let text = format!(
-            "daemon off; master_process off; pid {own}/pid; error_log {own}/error.log; events {{}}\n\
-             http {{ access_log off; {temporary} server {{ listen {address}; root {own}; }} }}\n"
-        );
-        std::fs::write(&file, text).unwrap();
-        let child = std::process::Command::new("nginx")
-            .arg("-c")
-            .arg(&file)
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .expect("nginx is installed");
-        let web = Self { address, child };
-        let limit = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        while std::net::TcpStream::connect(address).is_err() {
-            assert!(std::time::Instant::now() < limit, "nginx does not listen");
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        web
-    }
-}
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

@@ -16,8 +16,8 @@ use collective_repository::backend::{Directory, FileChange, Watch};
 use collective_repository::{Repository, SigningKey, Trust};
 use tempfile::TempDir;
 
-use crate::seeds::{Random, each_seed};
 use crate::world::{Content, World, check, id, layer, whole};
+use collective_testing::{Random, each_seed};
 
 const RUNS: u64 = 600;
 const SECTOR: usize = 512;
@@ -30,7 +30,7 @@ fn whenever_the_power_goes_what_was_acknowledged_is_there_and_nothing_is_half_th
     let place =
         if Path::new("/dev/shm").is_dir() { "/dev/shm".into() } else { std::env::temp_dir() };
     let (mut cuts, mut versions) = (0, 0);
-    let many = each_seed(RUNS, |random| {
+    let many = each_seed(RUNS, |mut random| {
         let home = TempDir::new_in(&place).unwrap();
         let mut run = Run {
             home,
@@ -40,7 +40,7 @@ fn whenever_the_power_goes_what_was_acknowledged_is_there_and_nothing_is_half_th
             attempted: None,
             created: false,
         };
-        runtime.block_on(run.play(random));
+        runtime.block_on(run.play(&mut random));
         cuts += run.lives;
         versions += run.model.len();
     });

@@ -50,14 +50,7 @@ impl Model {
     fn layer(&self, base: u64, pieces: Vec<Piece>) -> DiskSource {
         let base = (base > 0).then(|| version(base));
         let size_bytes = (self.blocks.len() * BLOCK) as u64;
-        DiskSource {
-            role: DiskRole::System,
-            size_bytes,
-            base,
-            pieces,
-            trace: None,
-            popular: Vec::new(),
-        }
+        DiskSource { base, ..DiskSource::new(DiskRole::System, size_bytes, pieces) }
     }
 
     fn live_bytes(&self) -> u64 {

@@ -12,10 +12,10 @@ use collective_model::{Digest, DiskRole, Error, ErrorKind, Result, Silent};
 use collective_repository::backend::{Backend, Memory, ObjectName, PartKind};
 use collective_repository::{DiskReader, DiskSource, Manifest, Repository, Trace};
 
-use crate::seeds::{Random, each_seed};
 use crate::world::{
     Content, World, block_bytes, layer, publication, read, read_version, trace, version, whole,
 };
+use collective_testing::{Random, damage, each_seed};
 
 const RUNS: u64 = 4000;
 /// Repositories that are damaged in turn.
@@ -39,10 +39,10 @@ fn a_damaged_repository_gives_right_bytes_or_an_error_that_names_the_damage() {
     let samples: Vec<Sample> =
         (1..=WORLDS).map(|seed| runtime.block_on(Sample::make(&mut Random::new(seed)))).collect();
     let (mut right, mut told) = (0, 0);
-    let many = each_seed(RUNS, |random| {
-        let sample = random.of(&samples);
-        let case = runtime.block_on(Case::make(sample, random));
-        let (read, refused) = runtime.block_on(case.look(random));
+    let many = each_seed(RUNS, |mut random| {
+        let sample = random.of(&samples).expect("there are some");
+        let case = runtime.block_on(Case::make(sample, &mut random));
+        let (read, refused) = runtime.block_on(case.look(&mut random));
         right += read;
         told += refused;
     });
@@ -129,7 +129,7 @@ impl<'a> Case<'a> {
         }
         let mut now = sample.intact().clone();
         for _ in 0..1 + random.below(3) {
-            damage(&mut now, &sample.history, random);
+            damage(&mut now, &sample.history, random, stranger);
         }
         let names: BTreeSet<_> = now.keys().chain(sample.intact().keys()).copied().collect();
         let is_other = |name: &ObjectName| now.get(name) != sample.intact().get(name);
@@ -273,50 +273,6 @@ async fn read_both(repository: &Repository, number: u64) -> (Result<Vec<u8>>, Re
 
 fn plain(content: &[u16]) -> Vec<u8> {
     content.iter().flat_map(|number| block_bytes(*number)).collect()
-}
-
-/// Does one kind of damage to one object, or two.
-fn damage(now: &mut Objects, history: &[Objects], random: &mut Random) {
-    let names: Vec<ObjectName> = now.keys().copied().collect();
-    let name = *random.of(&names);
-    let mut bytes = now[&name].to_vec();
-    match random.below(7) {
-        0 if !bytes.is_empty() => {
-            let at = random.below(bytes.len());
-            bytes[at] ^= 1 << random.below(8);
-        }
-        1 => bytes.truncate(random.below(bytes.len() + 1)),
-        2 => {
-            let start = random.below(bytes.len() + 1);
-            let length = random.below(bytes.len() - start + 1);
-            bytes[start..start + length].fill(0);
-        }
-        // Two pieces of one object change places.
-        3 => {
-            let middle = bytes.len() / 2;
-            let length = middle.min(1 + random.below(64));
-            let (left, right) = bytes.split_at_mut(middle);
-            left[..length].swap_with_slice(&mut right[..length]);
-        }
-        4 => {
-            let other = *random.of(&names);
-            let taken = now.insert(other, bytes.into()).expect("the name is of an object");
-            bytes = taken.to_vec();
-        }
-        // As it was some versions ago: another, or not there.
-        5 => match random.of(history).get(&name) {
-            Some(older) => bytes = older.to_vec(),
-            None => {
-                now.remove(&name);
-                return;
-            }
-        },
-        _ => {
-            now.insert(stranger(&name, random), bytes.into());
-            return;
-        }
-    }
-    now.insert(name, bytes.into());
 }
 
 /// A name of the same kind that no object has.

@@ -24,14 +24,7 @@ fn disk() -> DiskSource {
     }
     let what = PieceData::File { file: Arc::new(file), offset: 0 };
     let pieces = vec![Piece { range: BlockRange::covering(0, DISK_BYTES), what }];
-    DiskSource {
-        role: DiskRole::System,
-        size_bytes: DISK_BYTES,
-        base: None,
-        pieces,
-        trace: None,
-        popular: Vec::new(),
-    }
+    DiskSource::new(DiskRole::System, DISK_BYTES, pieces)
 }
 
 /// The repository behind a line that breaks at every pack from this one on, and the packs that came through.

@@ -85,15 +85,10 @@ pub fn version(number: u64) -> Version {
 
 pub fn publication(parent: u64, disks: Vec<DiskSource>) -> Publication {
     Publication {
-        parent: Version::new(parent),
         epoch: Epoch(1),
-        time: Timestamp(1_700_000_000_000),
-        hardware: None,
         notes: "a test".to_owned(),
         id: format!("publication after {parent}"),
-        disks,
-        sink: None,
-        distrusted: Vec::new(),
+        ..Publication::new(Version::new(parent), Timestamp(1_700_000_000_000), disks)
     }
 }
 
@@ -141,12 +136,12 @@ pub fn layer(blocks: usize, base: Option<u64>, runs: Vec<(u64, Content)>) -> Dis
         what: file(&content),
     };
     DiskSource {
-        role: DiskRole::System,
-        size_bytes: (blocks * BLOCK) as u64,
         base: base.map(version),
-        pieces: runs.into_iter().map(piece).collect(),
-        trace: None,
-        popular: Vec::new(),
+        ..DiskSource::new(
+            DiskRole::System,
+            (blocks * BLOCK) as u64,
+            runs.into_iter().map(piece).collect(),
+        )
     }
 }
 

@@ -40,17 +40,17 @@ async fn reports_are_counted_by_region_and_a_host_counts_once_a_day(world: World
     let counted = popularity(&ann.client, id, 1).await.unwrap();
     let expected = [(0, 1, 2, 0), (1, 1, 2, 1), (3, 1, 0, 1)];
     assert_eq!(runs(&counted), expected);
-    assert_eq!((counted.starts, counted.uses, counted.region_blocks), (2, 1, 64));
-    assert_eq!((counted.read_bytes, counted.foretold_bytes), (2000, 1800));
+    assert_eq!((counted.reads.starts, counted.reads.uses, counted.region_blocks), (2, 1, 64));
+    assert_eq!((counted.reads.read_bytes, counted.reads.foretold_bytes), (2000, 1800));
     let shown = world.admin.appliance(&debian()).await.unwrap().reads;
     assert_eq!((shown.len(), shown[0].starts, shown[0].foretold_bytes), (1, 2, 1800));
 
     // The next day.
     world.sql("update reporters set day = day - 1").await;
     ann.client.report(id, &report(1, ReadPart::Use, &[(3, 1)])).await.unwrap();
-    assert_eq!(popularity(&ann.client, id, 1).await.unwrap().uses, 2);
+    assert_eq!(popularity(&ann.client, id, 1).await.unwrap().reads.uses, 2);
     ann.client.report(id, &report(1, ReadPart::Use, &[(3, 1)])).await.unwrap();
-    assert_eq!(popularity(&ann.client, id, 1).await.unwrap().uses, 2);
+    assert_eq!(popularity(&ann.client, id, 1).await.unwrap().reads.uses, 2);
 }
 
 async fn hosts_that_report_at_once_all_count(world: World) {
@@ -70,7 +70,7 @@ async fn hosts_that_report_at_once_all_count(world: World) {
         reported.unwrap();
     }
     let counted = popularity(&world.admin, id, 1).await.unwrap();
-    assert_eq!((counted.starts, runs(&counted)), (5, vec![(0, 1, 5, 0), (3, 1, 0, 1)]));
+    assert_eq!((counted.reads.starts, runs(&counted)), (5, vec![(0, 1, 5, 0), (3, 1, 0, 1)]));
 }
 
 async fn a_version_without_reports_has_those_of_the_one_before_and_what_is_pruned_is_forgotten(
@@ -89,16 +89,16 @@ async fn a_version_without_reports_has_those_of_the_one_before_and_what_is_prune
     let of = async |version| popularity(&ann.client, id, version).await.unwrap();
     for (asked, answered) in [(1, 1), (2, 2), (3, 2)] {
         let counted = of(asked).await;
-        assert_eq!(counted.version.number(), answered);
+        assert_eq!(counted.reads.version.number(), answered);
         assert_eq!(runs(&counted), [(answered, 1, 0, 1)]);
     }
     let rule = Some(Retention::of_last(2));
     let prune = |dry_run| PruneRequest { rule, keep: Vec::new(), dry_run };
     world.admin.prune_appliance(&debian(), &prune(true)).await.unwrap();
-    assert_eq!(of(1).await.version.number(), 1);
+    assert_eq!(of(1).await.reads.version.number(), 1);
     world.admin.prune_appliance(&debian(), &prune(false)).await.unwrap();
     assert_eq!(popularity(&ann.client, id, 1).await, None);
-    assert_eq!(of(2).await.version.number(), 2);
+    assert_eq!(of(2).await.reads.version.number(), 2);
     world.admin.remove_appliance(&debian()).await.unwrap();
     assert!(ann.client.popularity(id, Version::FIRST).await.is_err());
 }

@@ -350,14 +350,7 @@ fn disk(role: DiskRole, file: Option<File>) -> DiskSource {
         what: PieceData::File { file: Arc::new(file), offset: 0 },
     };
     let pieces = file.map(piece).into_iter().collect();
-    DiskSource {
-        role,
-        size_bytes: DISK_BYTES,
-        base: None,
-        pieces,
-        trace: None,
-        popular: Vec::new(),
-    }
+    DiskSource::new(role, DISK_BYTES, pieces)
 }
 
 async fn publish_disk(
@@ -367,15 +360,10 @@ async fn publish_disk(
     source: DiskSource,
 ) -> Result<Published> {
     let publication = Publication {
-        parent: repository.head().await?,
         epoch,
-        time: Timestamp(1_800_000_000_000),
         hardware: (source.role == DiskRole::System).then(Hardware::default),
-        notes: String::new(),
         id: "test".to_owned(),
-        disks: vec![source],
-        sink: None,
-        distrusted: Vec::new(),
+        ..Publication::new(repository.head().await?, Timestamp(1_800_000_000_000), vec![source])
     };
     repository.publish(publication, key, &Silent).await
 }

@@ -37,15 +37,13 @@ impl Versions {
         self.last += 1;
         self.attempted = Some(self.last);
         let publication = Publication {
-            parent: Version::new(self.acknowledged.len() as u64),
             epoch,
-            time: Timestamp(1_800_000_000_000),
-            hardware: None,
-            notes: String::new(),
             id: self.last.to_string(),
-            disks: vec![disk(role, self.last)],
-            sink: None,
-            distrusted: Vec::new(),
+            ..Publication::new(
+                Version::new(self.acknowledged.len() as u64),
+                Timestamp(1_800_000_000_000),
+                vec![disk(role, self.last)],
+            )
         };
         let published = repository.publish(publication, key, &Silent).await?;
         self.acknowledged.push(self.last);
@@ -106,14 +104,7 @@ fn disk(role: DiskRole, id: u64) -> DiskSource {
     }
     let what = PieceData::File { file: Arc::new(file), offset: 0 };
     let pieces = vec![Piece { range: BlockRange::new(0, BLOCKS), what }];
-    DiskSource {
-        role,
-        size_bytes: BLOCKS * BLOCK_BYTES,
-        base: None,
-        pieces,
-        trace: None,
-        popular: Vec::new(),
-    }
+    DiskSource::new(role, BLOCKS * BLOCK_BYTES, pieces)
 }
 
 fn block_bytes(id: u64, block: u64) -> Vec<u8> {

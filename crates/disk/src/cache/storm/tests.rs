@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use collective_model::Digest;
+use collective_testing::{Random, damage, each_seed_at_once};
 use tempfile::TempDir;
 
 use super::{BLOCK, Cache, CacheOptions};
-use crate::storm::{self, Files, Random, each_seed, read_files, write_files};
+use crate::storm::{self, Files, read_files, write_files};
 
 const RUNS: u64 = 5400;
 const SECTOR: usize = 512;
@@ -26,7 +27,7 @@ const HOLDERS: [&str; 2] = ["a start", "a version that is held"];
 fn whatever_happens_to_its_files_a_read_is_right_or_a_miss() {
     let frames: Vec<_> = (0..FRAMES as u64).map(frame).collect();
     let hits = AtomicUsize::new(0);
-    let many = each_seed(RUNS, 2, |random| {
+    let many = each_seed_at_once(2, RUNS, |random| {
         let run = Run { directory: storm::directory(), frames: &frames, random, hits: 0 };
         hits.fetch_add(run.play(), Ordering::Relaxed);
     });
@@ -136,7 +137,9 @@ impl Run<'_> {
             return self.cut_power(&before);
         }
         let mut files = before.clone();
-        storm::damage(&mut files, history, &mut self.random, |path, random| double(path, random));
+        damage(&mut files, history, &mut self.random, |path: &PathBuf, random| {
+            double(path, random)
+        });
         write_files(&before, &files);
     }
 

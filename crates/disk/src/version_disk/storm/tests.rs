@@ -14,13 +14,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use collective_model::{
-    BlockRange, Digest, DiskRole, Epoch, Error, ErrorKind, RepositoryId, Silent, Timestamp, Version,
+    BlockRange, Digest, DiskRole, Error, ErrorKind, RepositoryId, Silent, Timestamp, Version,
 };
 use collective_repository::backend::{Backend, Memory, ObjectName};
 use collective_repository::{
     Descriptor, DiskSource, Kind, Piece, PieceData, Publication, Repository, RepositorySecret,
     SigningKey, Trace, Trust, VersionReader,
 };
+use collective_testing::{Random, damage, each_seed_at_once};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
@@ -28,7 +29,7 @@ use super::VersionDisk;
 use crate::cache::{Cache, CacheOptions};
 use crate::fetcher::{FetchSettings, Fetcher, Late};
 use crate::source::Source;
-use crate::storm::{self, Files, Random, each_seed, read_files, write_files};
+use crate::storm::{self, Files, read_files, write_files};
 
 const RUNS: u64 = 3000;
 /// Most of a run is waiting.
@@ -56,7 +57,7 @@ fn whatever_is_damaged_below_a_disk_a_read_is_right_or_late_with_a_name() {
     let samples: Vec<_> =
         (1..=6).map(|seed| runtime().block_on(Sample::make(&mut Random::new(seed)))).collect();
     let seen = Seen::default();
-    let many = each_seed(RUNS, AT_ONCE, |mut random| {
+    let many = each_seed_at_once(AT_ONCE, RUNS, |mut random| {
         let sample = &samples[random.below(samples.len())];
         runtime().block_on(async {
             let run = Run::begin(sample, random, &seen).await;
@@ -136,23 +137,13 @@ fn change(content: &mut [u8], random: &mut Random) -> Piece {
 
 fn publication(base: Option<Version>, pieces: Vec<Piece>) -> Publication {
     let disk = DiskSource {
-        role: DiskRole::System,
-        size_bytes: (BLOCKS * BLOCK) as u64,
         base,
-        pieces,
         trace: Some(Trace { ranges: vec![BlockRange::new(7, 30), BlockRange::new(60, 8)] }),
-        popular: Vec::new(),
+        ..DiskSource::new(DiskRole::System, (BLOCKS * BLOCK) as u64, pieces)
     };
     Publication {
-        parent: base,
-        epoch: Epoch::default(),
-        time: Timestamp(0),
-        hardware: None,
-        notes: String::new(),
         id: format!("after {base:?}"),
-        disks: vec![disk],
-        sink: None,
-        distrusted: Vec::new(),
+        ..Publication::new(base, Timestamp(0), vec![disk])
     }
 }
 
@@ -330,7 +321,7 @@ impl<'a> Run<'a> {
     fn damage_cache(&mut self) {
         let before = read_files(&["segments", "pins"].map(|it| self.directory.path().join(it)));
         let mut after = before.clone();
-        storm::damage(&mut after, &self.files, &mut self.random, |path: &PathBuf, random| {
+        damage(&mut after, &self.files, &mut self.random, |path: &PathBuf, random| {
             path.with_file_name(format!("{:016x}.segment", random.below(64)))
         });
         write_files(&before, &after);
@@ -339,7 +330,7 @@ impl<'a> Run<'a> {
 
     async fn damage_repository(&mut self) {
         let mut after = self.objects.clone();
-        storm::damage(&mut after, &self.sample.history, &mut self.random, |_, random| {
+        damage(&mut after, &self.sample.history, &mut self.random, |_, random| {
             ObjectName::Pack(Digest([random.below(256) as u8; 32]))
         });
         self.become_objects(after).await;
